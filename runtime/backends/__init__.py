@@ -1,0 +1,1 @@
+"""What runs a model: the backend protocol, the catalogue of backends, ONNX Runtime and PyTorch."""

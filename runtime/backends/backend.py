@@ -1,0 +1,102 @@
+"""What a backend is: the protocols that ONNX Runtime, PyTorch and Python models implement.
+
+Owns no behaviour. A backend completes configurations and loads model versions; a loaded model makes instances; an
+instance executes batches. Who calls what, and from which thread, is said in each method's docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cantata.grammars.model_config import ModelConfig
+from cantata.runtime.execution.execution import Execution
+from cantata.runtime.request import InferenceRequest
+
+
+class ServerServices(Protocol):
+    """What a backend may ask of the server that hosts it; the server itself implements it."""
+
+    def submit(self, request: InferenceRequest) -> None:
+        """Accept a request for any model; raises InferenceError when it is refused at once."""
+
+    def is_decoupled(self, model_name: str, model_version: int) -> bool:
+        """Whether that model answers with any number of responses; raises InferenceError when it is not ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSettings:
+    """What the command line says of one backend: `--backend-config=<backend>,<setting>=<value>`."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where a model's files lie. `version_directory` is `model_directory` / str(version)."""
+
+    name: str
+    version: int
+    model_directory: Path
+    version_directory: Path
+
+
+@dataclass(frozen=True, slots=True)
+class InstancePlacement:
+    """One instance: its name (`<group>_<i>`), and where it runs. `kind` is CPU, GPU or MODEL; device 0 on CPU."""
+
+    name: str
+    kind: str
+    device_id: int
+
+
+class BackendInstance(Protocol):
+    """One model instance. `execute` is called by one thread at a time, though not always by the same one."""
+
+    def execute(self, execution: Execution) -> bool:
+        """Run a batch, and fill `execution.responses`; see Execution for what to leave there.
+
+        Returns True when the batch is over. Returns False when the instance goes on with it in the background (an
+        `async def execute`): the instance may be given further batches meanwhile, and `execution.finish()` must
+        follow, once, from any thread. An InferenceError raised fails every request that is not answered yet; any
+        other exception is reported as INTERNAL with its traceback in the log.
+        """
+
+    def close(self) -> None:
+        """Release what the instance holds; called once, when no batch runs in it."""
+
+
+class LoadedModel(Protocol):
+    """A model version whose shared parts (weights, code) are in memory."""
+
+    def create_instance(self, placement: InstancePlacement) -> BackendInstance:
+        """Make one instance, ready to execute; raises InferenceError when it cannot be made."""
+
+    def close(self) -> None:
+        """Release what the instances shared; called once, after every instance was closed."""
+
+
+class Backend(Protocol):
+    """One backend, made once for each server by its module's `create_backend(settings, services)`."""
+
+    def default_instance_count(self, kind: str) -> int:
+        """How many instances a group without `count` gets on `kind` (reference, section 6.8)."""
+
+    def default_kind(self) -> str:
+        """The kind of a model without instance groups: AUTO, CPU, GPU or MODEL."""
+
+    def complete_config(self, files: ModelFiles, config: ModelConfig) -> ModelConfig:
+        """`config` with what the model's own files say filled in; raises InferenceError where they disagree.
+
+        Called at load, before the configuration is validated, unless completion is disabled.
+        """
+
+    def load(self, files: ModelFiles, config: ModelConfig) -> LoadedModel:
+        """Read the model; raises InferenceError with the reason when it cannot be served."""
+
+    def close(self) -> None:
+        """Release what all models of the backend share; called once, after the last model was closed."""
+
+

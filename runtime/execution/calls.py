@@ -1,0 +1,58 @@
+"""A request made from inside the process by a caller that waits: embedded `infer`, a blocking BLS call.
+
+Owns the waiting. The caller's thread runs the model itself where the instance is idle, so that a call of a quick
+model crosses no thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.request import InferenceRequest
+from cantata.runtime.response import InferenceResponse
+
+
+class WaitingSender:
+    """The sender of a request whose caller waits for all its responses. One caller, one request."""
+
+    __slots__ = ("_done", "is_done", "responses")
+
+    def __init__(self) -> None:
+        self.responses: list[InferenceResponse] = []
+        self.is_done = False
+        # Held until the final response; cheaper than an Event, and only ever waited for once.
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def send(self, response: InferenceResponse | None, final: bool) -> None:
+        if response is not None:
+            self.responses.append(response)
+        if final:
+            self.is_done = True
+            self._done.release()
+
+    def wait_until_ready(self) -> None:
+        """The caller collects everything: it is always ready for more."""
+
+    def wait(self) -> list[InferenceResponse]:
+        """The responses, once the final one has come."""
+        if not self.is_done:
+            self._done.acquire()
+        return self.responses
+
+
+def submit_and_wait(
+    submit: Callable[[InferenceRequest], None], workers: WorkerPool, request: InferenceRequest
+) -> list[InferenceResponse]:
+    """Submit a request whose sender is a WaitingSender, and return its responses when it has ended.
+
+    Raises InferenceError when the request is refused at once. Errors that come later are responses.
+    """
+    sender = request.sender
+    assert isinstance(sender, WaitingSender)
+    with workers.collecting() as work:
+        submit(request)
+        work.run_until(lambda: sender.is_done)
+    return sender.wait()

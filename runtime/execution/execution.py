@@ -1,0 +1,65 @@
+"""One batch on its way through a model instance: the requests in, the responses out, and the times between.
+
+Shared by the driver that forms the batch and the backend that runs it. Knows nothing of tensors' contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.request import InferenceRequest
+from cantata.runtime.response import InferenceResponse
+
+
+class Execution:
+    """A batch. `requests` is never changed once it runs; `responses` is parallel to it.
+
+    The backend leaves in `responses[i]` the one, final response to `requests[i]`; or None when that request is
+    answered through `requests[i].respond` instead, now or later, as decoupled models do. It marks the end of input
+    preparation and the start of output handling with `inputs_ready` and `outputs_ready`; a backend that does not
+    is taken to spend all its time computing.
+
+    All times are on the monotonic clock, in nanoseconds.
+    """
+
+    __slots__ = (
+        "_on_finish",
+        "batch_size",
+        "input_end_ns",
+        "output_start_ns",
+        "requests",
+        "responses",
+        "spec",
+        "start_ns",
+    )
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        requests: list[InferenceRequest],
+        batch_size: int,
+        start_ns: int,
+        on_finish: Callable[[Execution], None],
+    ) -> None:
+        self.spec = spec
+        self.requests = requests
+        self.batch_size = batch_size
+        self.responses: list[InferenceResponse | None] = [None] * len(requests)
+        self.start_ns = start_ns
+        self.input_end_ns = start_ns
+        self.output_start_ns = 0
+        self._on_finish = on_finish
+
+    def inputs_ready(self) -> None:
+        """The batch's inputs are prepared; the model is about to compute."""
+        self.input_end_ns = monotonic_ns()
+
+    def outputs_ready(self) -> None:
+        """The model has computed; its outputs are about to be handled."""
+        self.output_start_ns = monotonic_ns()
+
+    def finish(self) -> None:
+        """End a batch that `BackendInstance.execute` left running: its responses are counted and sent."""
+        self._on_finish(self)

@@ -1,0 +1,171 @@
+"""The threads that run model instances, and who runs what.
+
+Work is an idle instance that has been reserved because requests wait for it. A model instance is owned by whoever
+reserved it, not by a thread, so work may run on any thread: on a worker, or on a thread that would otherwise only
+wait (a front-end's, a blocking caller's). Handing work to another thread is the largest single cost of a small
+request; this module decides when that cost is worth paying. Knows nothing of requests or models.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Protocol
+
+_log = logging.getLogger("cantata.workers")
+
+
+class Work(Protocol):
+    """A reserved instance. It must be run, exactly once for each time it was dispatched."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether it is known to take well under a millisecond, so that running it here delays nobody."""
+
+    def run(self) -> None:
+        """Run it; never raises."""
+
+
+class _ThreadState(threading.local):
+    # The thread's own list of work it has taken on, or None while work must go to other threads at once: always so
+    # inside a model's code, which may wait for the very requests it sends.
+    collected: deque[Work] | None = None
+
+
+_thread = _ThreadState()
+
+
+class ModelCode:
+    """`with ModelCode():` around calls of a model's own code: what it enqueues goes to other threads at once."""
+
+    __slots__ = ("_collected",)
+
+    def __enter__(self) -> None:
+        self._collected = _thread.collected
+        _thread.collected = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        _thread.collected = self._collected
+
+
+class Collector:
+    """Work taken on by the current thread between `collecting()` and the end of its `with` block.
+
+    Whatever is left when the block ends is handed to workers. Not for use from any other thread.
+    """
+
+    __slots__ = ("_collected", "_outer", "_pool")
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+        self._collected: deque[Work] = deque()
+
+    def __enter__(self) -> Collector:
+        self._outer = _thread.collected
+        _thread.collected = self._collected
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        _thread.collected = self._outer
+        while self._collected:
+            self._pool.hand_over(self._collected.popleft())
+
+    def run(self) -> None:
+        """Run what is quick here, and what that leads to; hand the rest to workers.
+
+        For threads that serve others (front-ends): a model that is not known to be quick never holds them up.
+        """
+        collected = self._collected
+        while collected:
+            work = collected.popleft()
+            if work.is_quick:
+                work.run()
+            else:
+                self._pool.hand_over(work)
+
+    def run_until(self, is_done: Callable[[], bool]) -> None:
+        """Run what was collected on this thread, which has nothing better to do, until `is_done()`.
+
+        May return earlier, when nothing is left that this thread could run.
+        """
+        collected = self._collected
+        while collected and not is_done():
+            work = collected.popleft()
+            if work.is_quick or not collected:
+                work.run()
+            else:
+                self._pool.hand_over(work)
+
+
+class WorkerPool:
+    """Threads that run work, made when first needed and kept until `close`.
+
+    Each piece of work holds a reserved instance, so there are never more threads than instances.
+    `_lock` guards `_idle`, `_threads` and `_is_closed`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[SimpleQueue[Work | None]] = []
+        self._threads: list[threading.Thread] = []
+        self._is_closed = False
+
+    def collecting(self) -> Collector:
+        """Keep the work that this thread causes inside a `with` block for this thread to run."""
+        return Collector(self)
+
+    def dispatch(self, work: Work) -> None:
+        """Have `work` run: by this thread if it is collecting, else by a worker."""
+        collected = _thread.collected
+        if collected is None:
+            self.hand_over(work)
+        else:
+            collected.append(work)
+
+    def hand_over(self, work: Work) -> None:
+        """Have a worker run `work`. The worker that went idle last is used first: its caches are warm."""
+        with self._lock:
+            inbox = self._idle.pop() if self._idle else self._start_worker()
+        inbox.put(work)
+
+    def close(self) -> None:
+        """End the threads, each after the work it has; no work may be dispatched any more."""
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+            threads = list(self._threads)
+        for inbox in idle:
+            inbox.put(None)
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _start_worker(self) -> SimpleQueue[Work | None]:
+        inbox: SimpleQueue[Work | None] = SimpleQueue()
+        thread = threading.Thread(
+            target=self._serve, args=(inbox,), name=f"cantata-worker-{len(self._threads)}", daemon=True
+        )
+        self._threads.append(thread)
+        thread.start()
+        return inbox
+
+    def _serve(self, inbox: SimpleQueue[Work | None]) -> None:
+        collected: deque[Work] = deque()
+        _thread.collected = collected
+        while (first := inbox.get()) is not None:
+            collected.append(first)
+            while collected:
+                work = collected.popleft()
+                # The last piece is run here even if it is slow: this thread would only go idle.
+                if work.is_quick or not collected:
+                    work.run()
+                else:
+                    self.hand_over(work)
+            with self._lock:
+                if self._is_closed:
+                    return
+                self._idle.append(inbox)

@@ -1,0 +1,1 @@
+"""The wire: HTTP, gRPC and metrics servers over `Server.submit`."""

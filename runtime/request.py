@@ -1,0 +1,177 @@
+"""One inference request inside the server, and what it carries along a pipeline.
+
+Owns the request's fields, its cancellation, and the rule that it gets exactly one final response. Knows nothing
+of wires, schedulers or backends: a response leaves through the request's sender, whoever that is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from cantata.runtime.errors import InferenceError
+from cantata.runtime.response import InferenceResponse, ParameterValue
+from cantata.runtime.tensor import Tensor
+
+_log = logging.getLogger("cantata.request")
+
+# Request flags (reference, section 7.2).
+SEQUENCE_START: Final = 1
+SEQUENCE_END: Final = 2
+
+
+class ResponseSender(Protocol):
+    """Where a request's responses go: a front-end's call, the next step of an ensemble, a waiting caller."""
+
+    def send(self, response: InferenceResponse | None, final: bool) -> None:
+        """Take one response; None with `final` says that there are no more.
+
+        Called from any thread, one call at a time, outside every lock, and never again after `final`. It must not
+        block; what a slow reader has not read yet is waited for in `wait_until_ready`.
+        """
+
+    def wait_until_ready(self) -> None:
+        """Block while the reader is too far behind; return at once when the request is cancelled.
+
+        Called by whoever produces many responses, from a thread that may wait.
+        """
+
+
+class Cancellation:
+    """Whether a request's caller has gone away. One object is shared by a request and all that it causes.
+
+    A caller that is cancelled stays so. Listeners run once each, on the thread that cancels (or at once, when
+    added too late), and must be quick. Any thread may call.
+    """
+
+    __slots__ = ("_listeners", "_lock", "is_cancelled")
+
+    def __init__(self) -> None:
+        self.is_cancelled = False
+        self._lock = threading.Lock()
+        # None until somebody listens: most requests are never cancelled and never listened to.
+        self._listeners: dict[object, Callable[[], None]] | None = None
+
+    def cancel(self) -> None:
+        """Say that nobody waits for the answer any more."""
+        with self._lock:
+            if self.is_cancelled:
+                return
+            self.is_cancelled = True
+            listeners, self._listeners = self._listeners, None
+        for listener in (listeners or {}).values():
+            listener()
+
+    def add_listener(self, key: object, listener: Callable[[], None]) -> None:
+        """Have `listener` called on cancellation, until `remove_listener(key)`."""
+        with self._lock:
+            if not self.is_cancelled:
+                if self._listeners is None:
+                    self._listeners = {}
+                self._listeners[key] = listener
+                return
+        listener()
+
+    def remove_listener(self, key: object) -> None:
+        """Forget a listener; nothing happens when it is unknown or has run."""
+        with self._lock:
+            if self._listeners is not None:
+                self._listeners.pop(key, None)
+
+
+class InferenceRequest:
+    """A request for one model. Made by a front-end, an ensemble step or a BLS call; answered through `respond`.
+
+    `model_version` -1 means the highest that is ready. `requested_outputs` empty means all. `correlation_id` 0 or
+    "" means none. `timeout_us` 0 means none. `deadline_ns` is on the monotonic clock; 0 means none. `batch_size`
+    and `reference_shape` are set when the request is validated. The `*_ns` times are monotonic.
+    """
+
+    __slots__ = (
+        "_finished",
+        "batch_size",
+        "cancellation",
+        "correlation_id",
+        "deadline_ns",
+        "flags",
+        "id",
+        "inputs",
+        "model_name",
+        "model_version",
+        "on_final",
+        "parameters",
+        "priority",
+        "queued_ns",
+        "received_ns",
+        "requested_outputs",
+        "sender",
+        "timeout_us",
+    )
+
+    def __init__(
+        self,
+        model_name: str,
+        inputs: dict[str, Tensor],
+        sender: ResponseSender,
+        received_ns: int,
+        *,
+        model_version: int = -1,
+        id: str = "",
+        requested_outputs: tuple[str, ...] = (),
+        correlation_id: int | str = 0,
+        flags: int = 0,
+        priority: int = 0,
+        timeout_us: int = 0,
+        deadline_ns: int = 0,
+        parameters: dict[str, ParameterValue] | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> None:
+        self.model_name = model_name
+        self.model_version = model_version
+        self.id = id
+        self.inputs = inputs
+        self.requested_outputs = requested_outputs
+        self.correlation_id = correlation_id
+        self.flags = flags
+        self.priority = priority
+        self.timeout_us = timeout_us
+        self.deadline_ns = deadline_ns
+        self.parameters = parameters
+        self.cancellation = cancellation if cancellation is not None else Cancellation()
+        self.sender = sender
+        self.received_ns = received_ns
+        self.queued_ns = 0
+        self.batch_size = 0
+        # What the model's owner does when the request ends: releases its lease. Set by whoever accepts the request.
+        self.on_final: Callable[[InferenceRequest], None] | None = None
+        self._finished = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the final response has been sent."""
+        return self._finished
+
+    def respond(self, response: InferenceResponse | None, final: bool) -> None:
+        """Send one response. After the final one this does nothing: no request is answered twice.
+
+        Called by one thread at a time. A sender that fails is logged and keeps nobody else from being answered.
+        """
+        if self._finished:
+            return
+        self._finished = final
+        try:
+            self.sender.send(response, final)
+        except Exception:
+            _log.exception("a response of model '%s' could not be delivered", self.model_name)
+        if final and self.on_final is not None:
+            self.on_final(self)
+
+    def fail(self, error: InferenceError) -> None:
+        """Answer finally with `error`."""
+        self.respond(InferenceResponse(self.model_name, self.model_version, self.id, {}, error=error), final=True)
+
+    def described_id(self) -> str:
+        """`[request id: ID] `, as Triton begins many request errors."""
+        return f"[request id: {self.id or '<id_unknown>'}] "
