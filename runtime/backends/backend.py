@@ -13,11 +13,16 @@ from typing import Protocol
 
 from cantata.grammars.model_config import ModelConfig
 from cantata.runtime.execution.execution import Execution
+from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.request import InferenceRequest
 
 
 class ServerServices(Protocol):
     """What a backend may ask of the server that hosts it; the server itself implements it."""
+
+    @property
+    def workers(self) -> WorkerPool:
+        """The threads that run models; a blocking call runs idle instances on its own thread through it."""
 
     def submit(self, request: InferenceRequest) -> None:
         """Accept a request for any model; raises InferenceError when it is refused at once."""

@@ -1,0 +1,69 @@
+"""What the statistics say at one moment, in the shape of the protocol's ModelStatistics (reference, section 2).
+
+Owns no counting: `observe/statistics.py` makes these, the front-ends encode them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticDuration:
+    """How many times something happened, and how long that took in all."""
+
+    count: int
+    ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class InferStatistics:
+    """Durations of whole requests by outcome, and of a request's parts."""
+
+    success: StatisticDuration
+    fail: StatisticDuration
+    queue: StatisticDuration
+    compute_input: StatisticDuration
+    compute_infer: StatisticDuration
+    compute_output: StatisticDuration
+    cache_hit: StatisticDuration
+    cache_miss: StatisticDuration
+
+
+@dataclass(frozen=True, slots=True)
+class InferResponseStatistics:
+    """The same for the responses that came as the n-th of their requests."""
+
+    compute_infer: StatisticDuration
+    compute_output: StatisticDuration
+    success: StatisticDuration
+    fail: StatisticDuration
+    empty_response: StatisticDuration
+    cancel: StatisticDuration
+
+
+@dataclass(frozen=True, slots=True)
+class InferBatchStatistics:
+    """Executions of one batch size; `count`s are executions, not requests."""
+
+    batch_size: int
+    compute_input: StatisticDuration
+    compute_infer: StatisticDuration
+    compute_output: StatisticDuration
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """One model version. `last_inference` is in milliseconds since the epoch, 0 if there was none.
+
+    `response_stats` is keyed by the index of a response within its request, as text.
+    """
+
+    name: str
+    version: str
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    inference_stats: InferStatistics
+    batch_stats: tuple[InferBatchStatistics, ...]
+    response_stats: dict[str, InferResponseStatistics]
