@@ -67,3 +67,21 @@ class ModelStatistics:
     inference_stats: InferStatistics
     batch_stats: tuple[InferBatchStatistics, ...]
     response_stats: dict[str, InferResponseStatistics]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """One model version as its metrics show it: the statistics, and what the protocol's statistics do not hold.
+
+    `failures` counts failed requests by reason (REJECTED, CANCELED, BACKEND, OTHER); a reason left out is 0.
+    `pending` is the number of requests that wait for an instance now. `load_seconds` is how long the last load
+    took. `metric_tags` are the configuration's, without the underscore that their labels get.
+    """
+
+    name: str
+    version: str
+    metric_tags: dict[str, str]
+    statistics: ModelStatistics
+    failures: dict[str, int]
+    pending: int
+    load_seconds: float
