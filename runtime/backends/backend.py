@@ -103,5 +103,3 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release what all models of the backend share; called once, after the last model was closed."""
-
-
