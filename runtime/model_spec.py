@@ -102,7 +102,9 @@ class ModelSpec:
         for name, tensor in inputs.items():
             check = self._checks.get(name)
             if check is None:
-                raise self._error(request, f"unexpected inference input '{name}' for model '{self.model_name}'")
+                raise self._error(
+                    request, f"unexpected inference input '{name}' for model '{self.model_name}'"
+                )
             datatype, dims, is_variable = check
             if tensor.datatype is not datatype:
                 raise self._error(
@@ -121,7 +123,8 @@ class ModelSpec:
         if self.batches:
             if batch_size > self.max_batch_size:
                 raise self._error(
-                    request, f"inference request batch-size must be <= {self.max_batch_size} for '{self.model_name}'"
+                    request,
+                    f"inference request batch-size must be <= {self.max_batch_size} for '{self.model_name}'",
                 )
             request.batch_size = batch_size or 1
         else:
@@ -135,7 +138,8 @@ class ModelSpec:
     def _batch_of(self, request: InferenceRequest, name: str, shape: tuple[int, ...], so_far: int) -> int:
         if not shape:
             raise self._error(
-                request, f"input '{name}' has no shape but model requires batch dimension for '{self.model_name}'"
+                request,
+                f"input '{name}' has no shape but model requires batch dimension for '{self.model_name}'",
             )
         # A first dimension of 0 counts as unset when it is compared (reference, section 6.1).
         if so_far and shape[0] != so_far:

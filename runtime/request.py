@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.tensor import Tensor
+
+if TYPE_CHECKING:
+    from cantata.runtime.observe.statistics import ComputeTimes
 
 _log = logging.getLogger("cantata.request")
 
@@ -81,12 +84,20 @@ class Cancellation:
                 self._listeners.pop(key, None)
 
 
+class RequestOwner(Protocol):
+    """Who accepted a request and accounts for it: a scheduler."""
+
+    def responded(self, request: InferenceRequest, response: InferenceResponse | None, final: bool) -> None:
+        """A response is about to be sent; called on the sending thread, outside every lock."""
+
+
 class InferenceRequest:
     """A request for one model. Made by a front-end, an ensemble step or a BLS call; answered through `respond`.
 
     `model_version` -1 means the highest that is ready. `requested_outputs` empty means all. `correlation_id` 0 or
     "" means none. `timeout_us` 0 means none. `deadline_ns` is on the monotonic clock; 0 means none. `batch_size`
-    and `reference_shape` are set when the request is validated. The `*_ns` times are monotonic.
+    is set when the request is validated. The `*_ns` times are monotonic; `times` is how long the model took, set
+    when its batch is over.
     """
 
     __slots__ = (
@@ -100,14 +111,17 @@ class InferenceRequest:
         "inputs",
         "model_name",
         "model_version",
-        "on_final",
+        "owner",
         "parameters",
         "priority",
         "queued_ns",
         "received_ns",
         "requested_outputs",
+        "response_count",
         "sender",
+        "started_ns",
         "timeout_us",
+        "times",
     )
 
     def __init__(
@@ -144,8 +158,11 @@ class InferenceRequest:
         self.received_ns = received_ns
         self.queued_ns = 0
         self.batch_size = 0
-        # What the model's owner does when the request ends: releases its lease. Set by whoever accepts the request.
-        self.on_final: Callable[[InferenceRequest], None] | None = None
+        self.started_ns = 0
+        self.times: ComputeTimes | None = None
+        self.response_count = 0
+        # Set by the scheduler that accepts the request, and unset where it accounts for a whole batch at once.
+        self.owner: RequestOwner | None = None
         self._finished = False
 
     @property
@@ -161,16 +178,19 @@ class InferenceRequest:
         if self._finished:
             return
         self._finished = final
+        if self.owner is not None:
+            self.owner.responded(self, response, final)
+        self.response_count += 1
         try:
             self.sender.send(response, final)
         except Exception:
             _log.exception("a response of model '%s' could not be delivered", self.model_name)
-        if final and self.on_final is not None:
-            self.on_final(self)
 
     def fail(self, error: InferenceError) -> None:
         """Answer finally with `error`."""
-        self.respond(InferenceResponse(self.model_name, self.model_version, self.id, {}, error=error), final=True)
+        self.respond(
+            InferenceResponse(self.model_name, self.model_version, self.id, {}, error=error), final=True
+        )
 
     def described_id(self) -> str:
         """`[request id: ID] `, as Triton begins many request errors."""

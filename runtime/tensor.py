@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Iterable
 from math import prod
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -46,19 +47,22 @@ class Tensor:
     def byte_size(self) -> int:
         """The size of `raw_bytes`, in bytes."""
         if self.datatype is DataType.BYTES:
-            return sum(map(len, self.array.flat)) + 4 * self.array.size
+            return sum(len(element) for element in self._elements()) + 4 * self.array.size
         return self.array.nbytes
 
     def raw_bytes(self) -> bytes | memoryview:
         """The elements in row-major order as the wire has them; a view of the array where no copy is needed."""
         if self.datatype is DataType.BYTES:
-            return encode_bytes_elements(self.array.flat)
+            return encode_bytes_elements(self._elements())
         array = self.array
         if not array.flags.c_contiguous:
             array = np.ascontiguousarray(array)
         if not array.size:
             return b""
-        return memoryview(array.reshape(-1).view(np.uint8)).cast("B")
+        return array.reshape(-1).view(np.uint8).data
+
+    def _elements(self) -> Iterable[bytes]:
+        return cast(Iterable[bytes], self.array.flat)
 
     def __repr__(self) -> str:
         return f"Tensor({self.datatype.name}, {list(self.shape)})"
@@ -84,7 +88,7 @@ def tensor_of_array(array: npt.ArrayLike, datatype: DataType | None = None) -> T
 
 def bytes_array(values: npt.NDArray[np.generic]) -> npt.NDArray[np.object_]:
     """An object array of `bytes` with the shape of `values`: bytes are kept, all else is str() in UTF-8."""
-    if values.dtype == object and all(type(element) is bytes for element in values.flat):
+    if values.dtype == object and all(isinstance(element, bytes) for element in cast(Iterable[object], values.flat)):
         return values  # type: ignore[return-value]
     converted = np.empty(values.shape, dtype=object)
     flat = converted.reshape(-1)

@@ -48,7 +48,9 @@ class ModelCode:
         self._collected = _thread.collected
         _thread.collected = None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         _thread.collected = self._collected
 
 
@@ -69,7 +71,9 @@ class Collector:
         _thread.collected = self._collected
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         _thread.collected = self._outer
         while self._collected:
             self._pool.hand_over(self._collected.popleft())

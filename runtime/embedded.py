@@ -1,0 +1,279 @@
+"""The server inside another program: `infer` with arrays in and arrays out, and no ports.
+
+Owns the conversion between what Python programs hold and tensors, and the three ways of waiting: blocking, awaiting
+and iterating. Everything else is `runtime.server`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cantata.grammars.problems import Problem
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.datatypes import NUMPY_DTYPES, DataType
+from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, unsupported
+from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
+from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.options import ServerOptions
+from cantata.runtime.repository.check import check_repositories
+from cantata.runtime.request import InferenceRequest, ResponseSender
+from cantata.runtime.response import InferenceResponse, ParameterValue
+from cantata.runtime.server import Server
+from cantata.runtime.tensor import Tensor, tensor_of_array
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+# How many responses `stream` holds for a reader that is behind, before the model is made to wait.
+_STREAM_BUFFER = 64
+
+
+class EmbeddedServer:
+    """A server for the program it runs in; exported as `cantata.Server`.
+
+    Use it in a `with` block, or call `start` and `close`. All methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        model_repository: str | Path | list[str | Path],
+        *,
+        exit_on_error: bool = True,
+        disable_auto_complete_config: bool = False,
+        exit_timeout_secs: float = 30.0,
+        backend_config: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        """The options are named and mean the same as the flags of `cantata serve`."""
+        paths = model_repository if isinstance(model_repository, list) else [model_repository]
+        self.core = Server(
+            ServerOptions(
+                model_repository=tuple(Path(path) for path in paths),
+                exit_on_error=exit_on_error,
+                disable_auto_complete_config=disable_auto_complete_config,
+                exit_timeout_secs=exit_timeout_secs,
+                backend_config=backend_config or {},
+            )
+        )
+
+    def start(self) -> None:
+        """Load the models. Raises InferenceError, naming each model that failed and why."""
+        try:
+            self.core.start()
+        except InferenceError as error:
+            reasons = [f"{failure.name}: {failure.reason}" for failure in self.core.failures()]
+            raise InferenceError(error.code, "\n".join([error.message, *reasons])) from error
+
+    def close(self) -> None:
+        """Finish what was accepted, and unload the models."""
+        self.core.close()
+
+    def __enter__(self) -> EmbeddedServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def check(self) -> list[Problem]:
+        """Every problem of the repositories' configurations, as `cantata check` finds them."""
+        return check_repositories(self.core.options.model_repository).problems
+
+    def infer(
+        self,
+        model_name: str,
+        inputs: Mapping[str, npt.ArrayLike],
+        *,
+        outputs: tuple[str, ...] = (),
+        version: int = -1,
+        parameters: dict[str, ParameterValue] | None = None,
+        id: str = "",
+    ) -> Arrays:
+        """Run a model and return its outputs by name; `outputs` asks for some of them only.
+
+        Arrays passed in are shared with the models, not copied; arrays returned may be views of shared memory.
+        Strings come back as `bytes`. Raises InferenceError with the server's code and text.
+        """
+        sender = WaitingSender()
+        request = self._request(model_name, inputs, sender, outputs, version, parameters, id)
+        self._refuse_decoupled(model_name, version)
+        responses = submit_and_wait(self.core.submit, self.core.workers, request)
+        return _single(responses)
+
+    async def infer_async(
+        self,
+        model_name: str,
+        inputs: Mapping[str, npt.ArrayLike],
+        *,
+        outputs: tuple[str, ...] = (),
+        version: int = -1,
+        parameters: dict[str, ParameterValue] | None = None,
+        id: str = "",
+    ) -> Arrays:
+        """As `infer`, awaited on the running event loop. Cancelling the task cancels the request."""
+        sender = _AwaitingSender(asyncio.get_running_loop())
+        request = self._request(model_name, inputs, sender, outputs, version, parameters, id)
+        self._refuse_decoupled(model_name, version)
+        self.core.submit(request)
+        try:
+            return _single(await sender.responses)
+        except asyncio.CancelledError:
+            request.cancellation.cancel()
+            raise
+
+    def stream(
+        self,
+        model_name: str,
+        inputs: Mapping[str, npt.ArrayLike],
+        *,
+        outputs: tuple[str, ...] = (),
+        version: int = -1,
+        parameters: dict[str, ParameterValue] | None = None,
+        id: str = "",
+    ) -> Iterator[Arrays]:
+        """Run a model that answers any number of times, and yield each answer as it comes.
+
+        A reader that is slow slows the model down; one that stops reading (closes the iterator) cancels the request.
+        """
+        sender = _StreamSender()
+        request = self._request(model_name, inputs, sender, outputs, version, parameters, id)
+        sender.watch(request)
+        self.core.submit(request)
+        return _read_stream(sender, request)
+
+    def _refuse_decoupled(self, model_name: str, version: int) -> None:
+        if self.core.model(model_name, version).is_decoupled:
+            raise unsupported(f"model '{model_name}' answers any number of times: call it with `stream`")
+
+    def _request(
+        self,
+        model_name: str,
+        inputs: Mapping[str, npt.ArrayLike],
+        sender: ResponseSender,
+        outputs: tuple[str, ...],
+        version: int,
+        parameters: dict[str, ParameterValue] | None,
+        id: str,
+    ) -> InferenceRequest:
+        spec = self.core.model(model_name, version).spec
+        return InferenceRequest(
+            model_name,
+            {name: _tensor(spec, name, value) for name, value in inputs.items()},
+            sender,
+            monotonic_ns(),
+            model_version=version,
+            id=id,
+            requested_outputs=tuple(outputs),
+            parameters=parameters,
+        )
+
+
+class _AwaitingSender:
+    """The sender of a request whose caller awaits it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.responses: asyncio.Future[list[InferenceResponse]] = loop.create_future()
+        self._loop = loop
+        self._collected: list[InferenceResponse] = []
+
+    def send(self, response: InferenceResponse | None, final: bool) -> None:
+        if response is not None:
+            self._collected.append(response)
+        if final:
+            # The loop may have been closed by a program that did not wait for its requests.
+            if self._loop.is_closed():
+                return
+            self._loop.call_soon_threadsafe(self._resolve)
+
+    def wait_until_ready(self) -> None:
+        """The caller collects everything: it is always ready for more."""
+
+    def _resolve(self) -> None:
+        if not self.responses.done():
+            self.responses.set_result(self._collected)
+
+
+class _StreamSender:
+    """The sender of a request whose responses are read one by one. `_changed` guards `_responses` and `_is_ended`."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._responses: deque[InferenceResponse] = deque()
+        self._is_ended = False
+        self._request: InferenceRequest | None = None
+
+    def watch(self, request: InferenceRequest) -> None:
+        """Let a producer that waits for its reader go when `request` is cancelled."""
+        self._request = request
+        request.cancellation.add_listener(self, self._wake)
+
+    def send(self, response: InferenceResponse | None, final: bool) -> None:
+        with self._changed:
+            if response is not None:
+                self._responses.append(response)
+            self._is_ended = final
+            self._changed.notify_all()
+
+    def wait_until_ready(self) -> None:
+        request = self._request
+        with self._changed:
+            self._changed.wait_for(
+                lambda: len(self._responses) < _STREAM_BUFFER
+                or (request is not None and request.cancellation.is_cancelled)
+            )
+
+    def next_response(self) -> InferenceResponse | None:
+        """The next response, waited for; None when there are no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._responses or self._is_ended)
+            if not self._responses:
+                return None
+            response = self._responses.popleft()
+            self._changed.notify_all()
+            return response
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+def _read_stream(sender: _StreamSender, request: InferenceRequest) -> Iterator[Arrays]:
+    try:
+        while (response := sender.next_response()) is not None:
+            yield _arrays(response)
+    finally:
+        request.cancellation.cancel()
+
+
+def _tensor(spec: ModelSpec, name: str, value: npt.ArrayLike) -> Tensor:
+    expected = spec.inputs.get(name)
+    datatype = None if expected is None else expected.datatype
+    try:
+        if isinstance(value, np.ndarray | np.generic):
+            return tensor_of_array(value, datatype if datatype is DataType.BF16 else None)
+        if datatype is None or datatype is DataType.BYTES:
+            return tensor_of_array(np.asarray(value))
+        return Tensor(datatype, np.asarray(value, dtype=NUMPY_DTYPES[datatype]))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise invalid_argument(f"input '{name}' for model '{spec.model_name}': {error}") from error
+
+
+def _single(responses: list[InferenceResponse]) -> Arrays:
+    if len(responses) != 1:
+        raise internal_error(f"expected a single response, got {len(responses)}")
+    return _arrays(responses[0])
+
+
+def _arrays(response: InferenceResponse) -> Arrays:
+    if response.error is not None:
+        raise response.error
+    return {name: tensor.array for name, tensor in response.outputs.items()}

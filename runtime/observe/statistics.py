@@ -1,0 +1,186 @@
+"""Counting what a model version did: plain integers, updated once a batch by the owner of the work.
+
+A counter has no lock of its own: its owner (a scheduler) updates and reads it under the lock that it holds anyway.
+Durations are in nanoseconds; what each field means is said in the reference, section 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cantata.runtime.clock import wall_ns
+from cantata.runtime.errors import StatusCode
+from cantata.runtime.observe.snapshots import (
+    InferBatchStatistics,
+    InferResponseStatistics,
+    InferStatistics,
+    ModelStatistics,
+    StatisticDuration,
+)
+from cantata.runtime.request import InferenceRequest
+
+# The values of the `reason` label of failed requests (reference, section 9).
+REASON_REJECTED = "REJECTED"
+REASON_CANCELED = "CANCELED"
+REASON_BACKEND = "BACKEND"
+REASON_OTHER = "OTHER"
+FAILURE_REASONS = (REASON_REJECTED, REASON_CANCELED, REASON_BACKEND, REASON_OTHER)
+
+
+class ComputeTimes:
+    """How long one execution took, in its three parts."""
+
+    __slots__ = ("infer_ns", "input_ns", "output_ns")
+
+    def __init__(self, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        self.input_ns = input_ns
+        self.infer_ns = infer_ns
+        self.output_ns = output_ns
+
+
+class _BatchCounter:
+    __slots__ = ("count", "infer_ns", "input_ns", "output_ns")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.input_ns = 0
+        self.infer_ns = 0
+        self.output_ns = 0
+
+
+class _ResponseCounter:
+    __slots__ = ("empty", "empty_ns", "failure", "failure_ns", "infer_ns", "output", "output_ns", "success")
+
+    def __init__(self) -> None:
+        self.success = 0
+        self.failure = 0
+        self.failure_ns = 0
+        self.empty = 0
+        self.empty_ns = 0
+        self.infer_ns = 0
+        self.output = 0
+        self.output_ns = 0
+
+
+class StatisticsCounter:
+    """The figures of one model version."""
+
+    def __init__(self) -> None:
+        self.inference_count = 0
+        self.execution_count = 0
+        self.last_inference_ms = 0
+        self.success_count = 0
+        self.success_ns = 0
+        self.failure_ns = 0
+        self.queue_ns = 0
+        self.input_ns = 0
+        self.infer_ns = 0
+        self.output_ns = 0
+        self.failures = dict.fromkeys(FAILURE_REASONS, 0)
+        self._batches: dict[int, _BatchCounter] = {}
+        self._responses: dict[int, _ResponseCounter] = {}
+
+    def count_execution(self, batch_size: int, times: ComputeTimes) -> None:
+        """One execution of `batch_size` inferences, whatever became of its requests."""
+        self.execution_count += 1
+        self.inference_count += batch_size
+        self.last_inference_ms = wall_ns() // 1_000_000
+        batch = self._batches.get(batch_size)
+        if batch is None:
+            batch = self._batches[batch_size] = _BatchCounter()
+        batch.count += 1
+        batch.input_ns += times.input_ns
+        batch.infer_ns += times.infer_ns
+        batch.output_ns += times.output_ns
+
+    def count_success(
+        self, request: InferenceRequest, start_ns: int, times: ComputeTimes, end_ns: int
+    ) -> None:
+        """A request that was answered. Each request of a batch gets the batch's durations in full."""
+        self.success_count += 1
+        self.success_ns += end_ns - request.received_ns
+        self.queue_ns += start_ns - request.queued_ns
+        self.input_ns += times.input_ns
+        self.infer_ns += times.infer_ns
+        self.output_ns += times.output_ns
+
+    def count_failure(self, request: InferenceRequest, code: StatusCode, reason: str, end_ns: int) -> None:
+        """A request that was answered with an error; cancelled ones have a reason of their own."""
+        self.failures[REASON_CANCELED if code is StatusCode.CANCELLED else reason] += 1
+        self.failure_ns += end_ns - request.received_ns
+
+    def count_response(
+        self, index: int, *, infer_ns: int, output_ns: int, is_empty: bool, is_failure: bool
+    ) -> None:
+        """The `index`-th response of a request to a decoupled model."""
+        counter = self._responses.get(index)
+        if counter is None:
+            counter = self._responses[index] = _ResponseCounter()
+        if is_empty:
+            counter.empty += 1
+            counter.empty_ns += infer_ns
+            return
+        counter.infer_ns += infer_ns
+        if is_failure:
+            counter.failure += 1
+            counter.failure_ns += infer_ns
+            return
+        counter.success += 1
+        counter.output += 1
+        counter.output_ns += output_ns
+
+    def snapshot(self, name: str, version: str) -> ModelStatistics:
+        """The figures now; the caller holds the owner's lock."""
+        answered = self.success_count
+        return ModelStatistics(
+            name=name,
+            version=version,
+            last_inference=self.last_inference_ms,
+            inference_count=self.inference_count,
+            execution_count=self.execution_count,
+            inference_stats=InferStatistics(
+                success=StatisticDuration(answered, self.success_ns),
+                fail=StatisticDuration(sum(self.failures.values()), self.failure_ns),
+                queue=StatisticDuration(answered, self.queue_ns),
+                compute_input=StatisticDuration(answered, self.input_ns),
+                compute_infer=StatisticDuration(answered, self.infer_ns),
+                compute_output=StatisticDuration(answered, self.output_ns),
+                cache_hit=_NOTHING,
+                cache_miss=_NOTHING,
+            ),
+            batch_stats=tuple(
+                InferBatchStatistics(
+                    batch_size=size,
+                    compute_input=StatisticDuration(batch.count, batch.input_ns),
+                    compute_infer=StatisticDuration(batch.count, batch.infer_ns),
+                    compute_output=StatisticDuration(batch.count, batch.output_ns),
+                )
+                for size, batch in sorted(self._batches.items())
+            ),
+            response_stats={
+                str(index): _response_snapshot(counter) for index, counter in sorted(self._responses.items())
+            },
+        )
+
+
+_NOTHING = StatisticDuration(0, 0)
+
+
+def _response_snapshot(counter: _ResponseCounter) -> InferResponseStatistics:
+    return InferResponseStatistics(
+        compute_infer=StatisticDuration(counter.success + counter.failure, counter.infer_ns),
+        compute_output=StatisticDuration(counter.output, counter.output_ns),
+        success=StatisticDuration(counter.success, counter.infer_ns + counter.output_ns - counter.failure_ns),
+        fail=StatisticDuration(counter.failure, counter.failure_ns),
+        empty_response=StatisticDuration(counter.empty, counter.empty_ns),
+        cancel=_NOTHING,
+    )
+
+
+def summed_times(times: Sequence[ComputeTimes]) -> ComputeTimes:
+    """The sums of each part: what an ensemble reports of its composing requests (reference, section 5.3)."""
+    return ComputeTimes(
+        sum(part.input_ns for part in times),
+        sum(part.infer_ns for part in times),
+        sum(part.output_ns for part in times),
+    )

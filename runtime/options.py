@@ -1,0 +1,25 @@
+"""What a server can be told about loading and serving models; the command line and the embedded API both fill it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Named as tritonserver's flags (reference, section 8).
+
+    `backend_config` maps a backend's name to its settings; those under "" are for every backend.
+    """
+
+    model_repository: tuple[Path, ...]
+    id: str = "triton"
+    exit_on_error: bool = True
+    disable_auto_complete_config: bool = False
+    strict_readiness: bool = True
+    model_config_name: str = ""
+    model_load_thread_count: int = 4
+    exit_timeout_secs: float = 30.0
+    backend_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

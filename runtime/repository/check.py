@@ -1,0 +1,122 @@
+"""`cantata check`: a whole repository validated offline, every problem at once.
+
+Uses what loading uses, but loads no model: a backend is asked only about a model whose configuration leaves its
+tensors open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cantata.dag.checks import check_cycles
+from cantata.dag.composition import ComposingModel, FindModel, MissingModel, MissingReason, check_composition
+from cantata.grammars.problems import Problem
+from cantata.runtime.backends.backend import Backend, BackendSettings
+from cantata.runtime.backends.catalog import open_backend
+from cantata.runtime.errors import unavailable
+from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.repository.completion import Completing, PreparedModel, prepare_model
+from cantata.runtime.repository.source import scan_repositories
+from cantata.runtime.request import InferenceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryCheck:
+    """What a check found. `models` are all that were looked at, by name; `problems` are by model, then position."""
+
+    models: dict[str, PreparedModel]
+    problems: list[Problem]
+
+
+def check_repositories(
+    paths: str | Path | Sequence[str | Path], config_name: str = ""
+) -> RepositoryCheck:
+    """Validate every model of one or several repositories, without serving any.
+
+    Raises InferenceError when a repository cannot be read.
+    """
+    roots = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    contents = scan_repositories(roots, config_name)
+    backends = _OfflineBackends()
+    try:
+        models = {
+            name: prepare_model(directory, backends.open, Completing.WHEN_INCOMPLETE)
+            for name, directory in contents.models.items()
+        }
+    finally:
+        backends.close()
+    problems = [
+        Problem("model appears in two or more repositories", model=name) for name in sorted(contents.duplicated)
+    ]
+    for name, model in models.items():
+        problems += _own_problems(name, model)
+    problems += _ensemble_problems(models)
+    return RepositoryCheck(models, problems)
+
+
+def find_prepared(models: dict[str, PreparedModel]) -> FindModel:
+    """The lookup that the ensembles' checks and drawings need, over models that are not loaded."""
+
+    def find(name: str, version: int) -> ComposingModel | MissingModel:  # noqa: ARG001 - the checks' signature
+        model = models.get(name)
+        if model is None:
+            return MissingModel(MissingReason.NOT_FOUND, known_models=tuple(models))
+        if model.failure() is not None and not model.config.input and not model.config.output:
+            return MissingModel(MissingReason.INVALID, str(model.failure()))
+        is_complete = bool(model.config.input) and bool(model.config.output)
+        return ComposingModel(model.config, model.versions, is_complete=is_complete)
+
+    return find
+
+
+def _own_problems(name: str, model: PreparedModel) -> list[Problem]:
+    problems = [dataclasses.replace(problem, model=name) for problem in model.problems]
+    if model.error is not None:
+        located = model.positions.problem((), model.error.message)
+        problems.append(dataclasses.replace(located, model=name))
+    return problems
+
+
+def _ensemble_problems(models: dict[str, PreparedModel]) -> list[Problem]:
+    ensembles = {name: model for name, model in models.items() if model.is_ensemble and not model.problems}
+    find = find_prepared(models)
+    problems: list[Problem] = []
+    for name, ensemble in ensembles.items():
+        problems += [
+            dataclasses.replace(problem, model=name)
+            for problem in check_composition(ensemble.config, ensemble.positions, find)
+        ]
+    problems += check_cycles(
+        {name: ensemble.config for name, ensemble in ensembles.items()},
+        {name: ensemble.positions for name, ensemble in ensembles.items()},
+    )
+    return problems
+
+
+class _OfflineBackends:
+    """Backends that complete configurations and never run a model; also what such a backend may ask of a server."""
+
+    def __init__(self) -> None:
+        self.workers = WorkerPool()
+        self._opened: dict[str, Backend] = {}
+
+    def open(self, name: str) -> Backend:
+        backend = self._opened.get(name)
+        if backend is None:
+            backend = self._opened[name] = open_backend(name, BackendSettings(), self)
+        return backend
+
+    def close(self) -> None:
+        for backend in self._opened.values():
+            backend.close()
+
+    def submit(self, request: InferenceRequest) -> None:
+        raise unavailable(f"model '{request.model_name}' cannot be called: nothing is being served")
+
+    def is_decoupled(self, model_name: str, model_version: int) -> bool:  # noqa: ARG002 - ServerServices'
+        raise unavailable(f"model '{model_name}' cannot be called: nothing is being served")
+
+

@@ -1,0 +1,136 @@
+"""Makes model versions out of prepared configurations: backends, instances, schedulers, ensembles' plans.
+
+Owns the backends, each opened when a model first needs it. Decides neither what is loaded nor under which name it
+serves: the repository does.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from cantata.dag.composition import FindModel, check_composition, is_decoupled_ensemble
+from cantata.dag.plan import compile_plan
+from cantata.grammars.model_config import ModelConfig, ModelTransactionPolicy
+from cantata.runtime.backends.backend import Backend, BackendInstance, BackendSettings, LoadedModel, ServerServices
+from cantata.runtime.backends.catalog import open_backend
+from cantata.runtime.errors import internal_error
+from cantata.runtime.execution.devices import place_instances
+from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.repository.completion import PreparedModel, problems_error
+from cantata.runtime.repository.model_version import ModelVersion
+from cantata.runtime.scheduling.batcher import Batcher, SingleRequestQueue
+from cantata.runtime.scheduling.dynamic_batcher import DynamicBatcher
+from cantata.runtime.scheduling.ensemble_scheduler import EnsembleScheduler
+from cantata.runtime.scheduling.model_scheduler import ModelScheduler
+from cantata.runtime.scheduling.timer import Timer
+
+_log = logging.getLogger("cantata.repository")
+
+FindVersion = Callable[[str, int], ModelVersion]
+
+
+class ModelLoader:
+    """Loads model versions. `_lock` guards the opened backends."""
+
+    def __init__(
+        self,
+        backend_config: Mapping[str, Mapping[str, str]],
+        services: ServerServices,
+        workers: WorkerPool,
+        timer: Timer,
+    ) -> None:
+        self._backend_config = backend_config
+        self._services = services
+        self._workers = workers
+        self._timer = timer
+        self._lock = threading.Lock()
+        self._backends: dict[str, Backend] = {}
+
+    def backend(self, name: str) -> Backend:
+        """The backend of that name, opened once; raises InferenceError when there is none, or it is not installed."""
+        with self._lock:
+            backend = self._backends.get(name)
+            if backend is None:
+                settings = {**self._backend_config.get("", {}), **self._backend_config.get(name, {})}
+                backend = self._backends[name] = open_backend(name, BackendSettings(settings), self._services)
+            return backend
+
+    def load(self, prepared: PreparedModel, version: int) -> ModelVersion:
+        """Load one version of a model that is no ensemble; raises InferenceError with the reason it cannot be."""
+        started = time.monotonic()
+        config = prepared.config
+        backend = self.backend(config.backend)
+        files = prepared.files(version)
+        model = backend.load(files, config)
+        instances: list[BackendInstance] = []
+        try:
+            for placement in place_instances(config):
+                instances.append(model.create_instance(placement))
+        except BaseException:
+            _close_all(instances, model)
+            raise
+        spec = ModelSpec(config, version)
+        scheduler = ModelScheduler(spec, _batcher(config, spec), self._workers, self._timer)
+        scheduler.add_instances(instances)
+        seconds = time.monotonic() - started
+        return ModelVersion(config, version, prepared.directory.path, spec, scheduler, model, (), seconds)
+
+    def load_ensemble(
+        self, prepared: PreparedModel, version: int, find_composing: FindModel, find_version: FindVersion
+    ) -> ModelVersion:
+        """Compile one version of an ensemble over models that are loaded; raises InferenceError where they do not fit.
+
+        `find_composing` describes the models that steps name, loaded or not; `find_version` finds loaded ones.
+        """
+        started = time.monotonic()
+        problems = check_composition(prepared.config, prepared.positions, find_composing)
+        if problems:
+            raise problems_error(tuple(problems))
+        is_decoupled = is_decoupled_ensemble(prepared.config, find_composing)
+        config = prepared.config.model_copy(
+            update={"model_transaction_policy": ModelTransactionPolicy(decoupled=is_decoupled)}
+        )
+        ensemble = config.ensemble_scheduling
+        if ensemble is None:
+            raise internal_error(f"'{config.name}' is no ensemble")
+        steps = [find_version(step.model_name, step.model_version) for step in ensemble.step]
+        plan = compile_plan(config, [step.config for step in steps])
+        spec = ModelSpec(config, version)
+        scheduler = EnsembleScheduler(spec, plan, steps)
+        seconds = time.monotonic() - started
+        return ModelVersion(config, version, prepared.directory.path, spec, scheduler, None, tuple(steps), seconds)
+
+    def close(self) -> None:
+        """Close the backends; every model must have been closed."""
+        with self._lock:
+            backends, self._backends = self._backends, {}
+        for name, backend in backends.items():
+            try:
+                backend.close()
+            except Exception:
+                _log.exception("backend '%s' could not be closed", name)
+
+
+def _batcher(config: ModelConfig, spec: ModelSpec) -> Batcher:
+    batching = config.dynamic_batching
+    if batching is None or not spec.batches:
+        return SingleRequestQueue()
+    return DynamicBatcher(spec, batching.preferred_batch_size, batching.max_queue_delay_microseconds)
+
+
+def _close_all(instances: list[BackendInstance], model: LoadedModel) -> None:
+    for instance in instances:
+        try:
+            instance.close()
+        except Exception:
+            _log.exception("an instance could not be closed")
+    try:
+        model.close()
+    except Exception:
+        _log.exception("a model could not be closed")
+
+

@@ -1,0 +1,92 @@
+"""What the model repositories hold on disk: model directories, their configuration texts and version directories.
+
+Reads directories and config.pbtxt files; understands neither configurations nor models.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cantata.runtime.errors import internal_error
+
+_log = logging.getLogger("cantata.repository")
+
+CONFIG_FILE = "config.pbtxt"
+# Directories beside the versions that are none (reference, section 6.10).
+_OTHER_DIRECTORIES = frozenset({"configs", "initial_state", "warmup"})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDirectory:
+    """One model on disk. `config_text` is None where there is no config.pbtxt; `versions` ascend."""
+
+    name: str
+    path: Path
+    config_path: Path
+    config_text: str | None
+    versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryContents:
+    """All that was found. `duplicated` names appear in two repositories or more, and so serve from none."""
+
+    models: dict[str, ModelDirectory]
+    duplicated: frozenset[str]
+
+
+def scan_repositories(paths: Sequence[Path], config_name: str = "") -> RepositoryContents:
+    """Find the models in `paths`. `config_name` prefers configs/<config_name>.pbtxt where a model has it.
+
+    Raises InferenceError when a repository is not a directory that can be read.
+    """
+    models: dict[str, ModelDirectory] = {}
+    duplicated: set[str] = set()
+    for path in paths:
+        for directory in _subdirectories(path):
+            if directory.name in models:
+                duplicated.add(directory.name)
+            else:
+                models[directory.name] = _read_model_directory(directory, config_name)
+    return RepositoryContents(
+        {name: model for name, model in models.items() if name not in duplicated}, frozenset(duplicated)
+    )
+
+
+def _subdirectories(repository: Path) -> list[Path]:
+    try:
+        return sorted(
+            entry for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        )
+    except OSError as error:
+        raise internal_error(f"cannot read model repository '{repository}': {error.strerror}") from error
+
+
+def _read_model_directory(directory: Path, config_name: str) -> ModelDirectory:
+    config_path = directory / CONFIG_FILE
+    if config_name and (custom := directory / "configs" / f"{config_name}.pbtxt").is_file():
+        config_path = custom
+    config_text: str | None = None
+    if config_path.is_file():
+        config_text = config_path.read_text(encoding="utf-8", errors="replace")
+    return ModelDirectory(directory.name, directory, config_path, config_text, _versions(directory))
+
+
+def _versions(directory: Path) -> tuple[int, ...]:
+    versions: list[int] = []
+    for entry in directory.iterdir():
+        name = entry.name
+        if not entry.is_dir() or name in _OTHER_DIRECTORIES or name.startswith((".", "__")):
+            continue
+        if not name.isascii() or not name.isdigit():
+            _log.warning("model '%s': directory '%s' is not a version and is ignored", directory.name, name)
+        elif name != "0" and name.startswith("0"):
+            _log.warning("model '%s': version directory '%s' begins with a zero and is ignored", directory.name, name)
+        else:
+            versions.append(int(name))
+    return tuple(sorted(versions))
+
+

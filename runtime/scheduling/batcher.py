@@ -1,0 +1,82 @@
+"""What decides which waiting requests run together: the protocol of the deciders, and the two that there are.
+
+Pure: no threads, locks, clocks or tensor contents. Time is an argument, in nanoseconds on the monotonic clock. The
+driver (`model_scheduler.py`) holds the lock under which these are called.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from cantata.runtime.request import InferenceRequest
+
+# `ready_at`'s answer when nothing is queued: no time at which a batch would be ready.
+NEVER = -1
+
+
+@dataclass(slots=True)
+class Batch:
+    """Requests to run together, and those that left the queue without running.
+
+    `dropped` requests were cancelled or are past their deadline; they are owed an answer like all others.
+    """
+
+    requests: list[InferenceRequest]
+    size: int
+    dropped: list[InferenceRequest]
+
+
+class Batcher(Protocol):
+    """A queue that says when a batch is ready and hands it out."""
+
+    def add(self, request: InferenceRequest, now_ns: int) -> None:
+        """Queue a validated request."""
+
+    def ready_at(self, now_ns: int) -> int:
+        """When an idle instance should take a batch: `now_ns` or earlier if at once, NEVER if nothing is queued."""
+
+    def take(self, now_ns: int) -> Batch:
+        """The batch to run now. It may hold no requests, when all that were ready had been cancelled."""
+
+    def drain(self) -> list[InferenceRequest]:
+        """Everything queued, removed; for when the model can no longer run."""
+
+    def __len__(self) -> int:
+        """How many requests are queued."""
+
+
+def is_abandoned(request: InferenceRequest, now_ns: int) -> bool:
+    """Whether nobody waits for the answer any more: cancelled, or past the deadline."""
+    return request.cancellation.is_cancelled or 0 < request.deadline_ns <= now_ns
+
+
+class SingleRequestQueue:
+    """The default scheduler's queue (reference, section 6.2): first in, first out, one request an execution."""
+
+    def __init__(self) -> None:
+        self._queue: deque[InferenceRequest] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, request: InferenceRequest, now_ns: int) -> None:  # noqa: ARG002 - the protocol's
+        self._queue.append(request)
+
+    def ready_at(self, now_ns: int) -> int:
+        return now_ns if self._queue else NEVER
+
+    def take(self, now_ns: int) -> Batch:
+        dropped: list[InferenceRequest] = []
+        while self._queue:
+            request = self._queue.popleft()
+            if not is_abandoned(request, now_ns):
+                return Batch([request], request.batch_size, dropped)
+            dropped.append(request)
+        return Batch([], 0, dropped)
+
+    def drain(self) -> list[InferenceRequest]:
+        waiting = list(self._queue)
+        self._queue.clear()
+        return waiting

@@ -1,0 +1,134 @@
+"""The dynamic batcher: which queued requests become one batch, and when (reference, section 6.3).
+
+Pure, as `batcher.py` says. It is asked by idle instances rather than pushing to them, so that a batch is formed as
+late as possible and from everything that has arrived.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.request import InferenceRequest
+from cantata.runtime.scheduling.batcher import NEVER, Batch, is_abandoned
+
+
+class DynamicBatcher:
+    """A queue whose head is the batch that is forming.
+
+    Invariants, for `check_invariants`:
+    - the first `_formed` requests of the queue are the forming batch, and `_size` is the sum of their sizes;
+    - `_size` is at most `max_batch_size`, unless the batch is one request;
+    - all of the forming batch agree in the shapes that the model compares;
+    - `_marked` <= `_formed`: the first `_marked` requests have a preferred size in all (0: no preferred size yet);
+    - `_is_complete` says that the next request, if there is one, cannot join.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, preferred_batch_sizes: Sequence[int], max_queue_delay_us: int
+    ) -> None:
+        """`preferred_batch_sizes` empty means `max_batch_size` alone is preferred."""
+        self._spec = spec
+        self._max_batch_size = max(spec.max_batch_size, 1)
+        self._preferred = frozenset(preferred_batch_sizes) or frozenset({self._max_batch_size})
+        self._max_preferred = max(self._preferred)
+        self._delay_ns = max_queue_delay_us * 1000
+        self._compares = bool(spec.compared_inputs) or spec.any_optional
+        self._queue: deque[InferenceRequest] = deque()
+        self._start_forming()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, request: InferenceRequest, now_ns: int) -> None:  # noqa: ARG002 - the protocol's
+        self._queue.append(request)
+        if not self._is_complete:
+            self._consider(request)
+
+    def ready_at(self, now_ns: int) -> int:
+        if not self._queue:
+            return NEVER
+        if self._delay_ns == 0 or self._is_complete or self._marked or self._size >= self._max_preferred:
+            return now_ns
+        return self._queue[0].queued_ns + self._delay_ns
+
+    def take(self, now_ns: int) -> Batch:
+        dropped = self._drop_abandoned(now_ns)
+        if not self._formed or self.ready_at(now_ns) > now_ns:
+            return Batch([], 0, dropped)
+        delay_is_over = self._delay_ns > 0 and now_ns - self._queue[0].queued_ns >= self._delay_ns
+        count = self._marked if self._marked and not delay_is_over else self._formed
+        requests = [self._queue.popleft() for _ in range(count)]
+        size = self._size if count == self._formed else sum(request.batch_size for request in requests)
+        self._form()
+        return Batch(requests, size, dropped)
+
+    def drain(self) -> list[InferenceRequest]:
+        waiting = list(self._queue)
+        self._queue.clear()
+        self._start_forming()
+        return waiting
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the state is not what the class promises; for tests."""
+        forming = [self._queue[index] for index in range(self._formed)]
+        assert self._size == sum(request.batch_size for request in forming)
+        assert self._size <= self._max_batch_size or self._formed == 1
+        assert 0 <= self._marked <= self._formed <= len(self._queue)
+        assert self._formed == len(self._queue) or self._is_complete
+        if self._compares:
+            assert len({self._compared_shapes(request) for request in forming}) <= 1
+
+    def _drop_abandoned(self, now_ns: int) -> list[InferenceRequest]:
+        """Take abandoned requests out of the forming batch, and out of what then joins it."""
+        dropped: list[InferenceRequest] = []
+        while True:
+            forming = [self._queue[index] for index in range(self._formed)]
+            abandoned = [request for request in forming if is_abandoned(request, now_ns)]
+            if not abandoned:
+                return dropped
+            dropped += abandoned
+            for _ in forming:
+                self._queue.popleft()
+            self._queue.extendleft(
+                request for request in reversed(forming) if not is_abandoned(request, now_ns)
+            )
+            self._form()
+
+    def _start_forming(self) -> None:
+        self._formed = 0
+        self._size = 0
+        self._marked = 0
+        self._is_complete = False
+        self._shapes: object = None
+
+    def _form(self) -> None:
+        """Form a batch anew from the head of the queue; looks at no more than one batch's worth of requests."""
+        self._start_forming()
+        for request in self._queue:
+            self._consider(request)
+            if self._is_complete:
+                return
+
+    def _consider(self, request: InferenceRequest) -> None:
+        size = self._size + request.batch_size
+        if self._formed:
+            if size > self._max_preferred and not self._marked:
+                self._marked = self._formed
+            if size > self._max_batch_size or (
+                self._compares and self._compared_shapes(request) != self._shapes
+            ):
+                self._is_complete = True
+                return
+        elif self._compares:
+            self._shapes = self._compared_shapes(request)
+        self._formed += 1
+        self._size = size
+        if size in self._preferred:
+            self._marked = self._formed
+
+    def _compared_shapes(self, request: InferenceRequest) -> object:
+        inputs = request.inputs
+        shapes = tuple(inputs[name].shape[1:] for name in self._spec.compared_inputs if name in inputs)
+        return (shapes, frozenset(inputs)) if self._spec.any_optional else shapes

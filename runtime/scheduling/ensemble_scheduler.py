@@ -1,0 +1,372 @@
+"""The driver of an ensemble: carries out what each request's run decides, on whichever thread has the answer.
+
+Owns the requests in flight of one ensemble, the building of step requests and of the ensemble's responses, and the
+ensemble's figures. Decides nothing about steps: that is `cantata.dag.run`'s.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+from cantata.dag.plan import BatchAdaptation, Plan
+from cantata.dag.run import (
+    EnsembleRun,
+    Fail,
+    Finish,
+    Instruction,
+    Respond,
+    RunStep,
+    RunStopped,
+    SequenceOverride,
+    StopReason,
+)
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument, unavailable
+from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.observe.snapshots import ModelStatistics
+from cantata.runtime.observe.statistics import REASON_OTHER, ComputeTimes, StatisticsCounter
+from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START, InferenceRequest
+from cantata.runtime.response import InferenceResponse, ParameterValue
+from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
+from cantata.runtime.scheduling.step_limits import StepLimits
+from cantata.runtime.tensor import Tensor
+
+_Run: TypeAlias = EnsembleRun[Tensor, InferenceError]
+_Instruction: TypeAlias = Instruction[Tensor, InferenceError]
+_Answer: TypeAlias = Respond[Tensor] | Finish | Fail[InferenceError]
+# A step of one request that waits for a place.
+_WaitingStep: TypeAlias = "tuple[_Flight, RunStep[Tensor]]"
+_SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
+
+
+class StepModel(Protocol):
+    """A model version that an ensemble's step calls; it stays loaded for as long as the ensemble does."""
+
+    def accept(self, request: InferenceRequest) -> None:
+        """Validate and enqueue a request; raises InferenceError when it is refused."""
+
+
+class EnsembleScheduler:
+    """Runs the requests of one ensemble. `step_models` are by the step's index. `_lock` guards the figures."""
+
+    def __init__(self, spec: ModelSpec, plan: Plan, step_models: Sequence[StepModel]) -> None:
+        self.spec = spec
+        self.step_models = step_models
+        self.limits: StepLimits[_WaitingStep] | None = None
+        if plan.max_inflight_requests:
+            self.limits = StepLimits(plan.max_inflight_requests, len(step_models))
+        self._plan = plan
+        self._in_flight = InFlight()
+        self._lock = threading.Lock()
+        self._statistics = StatisticsCounter()
+
+    def enqueue(self, request: InferenceRequest) -> None:
+        """Accept a validated request and run its first steps; raises InferenceError when it is refused."""
+        request.queued_ns = request.started_ns = monotonic_ns()
+        if not self._in_flight.enter():
+            raise unavailable(f"{request.described_id()}{STOPPED}")
+        _Flight(self, request, self._plan.pruned(request.requested_outputs)).start()
+
+    def stop(self) -> None:
+        """Refuse new requests from now on; those accepted go on."""
+        self._in_flight.stop()
+
+    def wait_until_idle(self, timeout_s: float | None) -> bool:
+        """Wait until no accepted request is unanswered; False when that took too long."""
+        return self._in_flight.wait_until_none(timeout_s)
+
+    @property
+    def in_flight(self) -> int:
+        """How many accepted requests are unanswered."""
+        return self._in_flight.count
+
+    def close(self) -> None:
+        """Refuse new requests; an ensemble holds nothing else."""
+        self._in_flight.stop()
+
+    def statistics(self, name: str, version: str) -> ModelStatistics:
+        """The figures now."""
+        with self._lock:
+            return self._statistics.snapshot(name, version)
+
+    def failures(self) -> dict[str, int]:
+        """How many requests failed, by reason."""
+        with self._lock:
+            return dict(self._statistics.failures)
+
+    def pending(self) -> int:
+        """An ensemble never queues: its steps' models do."""
+        return 0
+
+    def count_success(self, request: InferenceRequest, times: ComputeTimes) -> None:
+        """Count a request that is about to be answered finally; `times` are the sums over its steps."""
+        end_ns = monotonic_ns()
+        request.times = times
+        with self._lock:
+            self._statistics.count_execution(request.batch_size, times)
+            self._statistics.count_success(request, request.started_ns, times, end_ns)
+
+    def count_failure(self, request: InferenceRequest, error: InferenceError) -> None:
+        """Count a request that is about to fail."""
+        with self._lock:
+            self._statistics.count_failure(request, error.code, REASON_OTHER, monotonic_ns())
+
+    def ended(self) -> None:
+        """A request has been answered finally."""
+        self._in_flight.leave()
+
+
+class _StepSender:
+    """Takes the responses of one step request back to its run."""
+
+    __slots__ = ("_flight", "_run_step", "request")
+
+    request: InferenceRequest
+
+    def __init__(self, flight: _Flight, run_step: RunStep[Tensor]) -> None:
+        self._flight = flight
+        self._run_step = run_step
+
+    def send(self, response: InferenceResponse | None, final: bool) -> None:
+        self._flight.step_answered(self._run_step, self.request, response, final)
+
+    def wait_until_ready(self) -> None:
+        self._flight.wait_until_ready()
+
+
+class _Flight:
+    """One request on its way through the ensemble. `_lock` guards the run, the times and the outbox.
+
+    Answers leave in the order in which the run gave them: whoever finds nobody sending sends them all.
+    """
+
+    __slots__ = (
+        "_infer_ns",
+        "_input_ns",
+        "_is_sending",
+        "_lock",
+        "_outbox",
+        "_output_ns",
+        "_plan",
+        "_request",
+        "_run",
+        "_scheduler",
+    )
+
+    def __init__(self, scheduler: EnsembleScheduler, request: InferenceRequest, plan: Plan) -> None:
+        self._scheduler = scheduler
+        self._request = request
+        self._plan = plan
+        self._run: _Run = EnsembleRun(plan)
+        self._lock = threading.Lock()
+        self._input_ns = 0
+        self._infer_ns = 0
+        self._output_ns = 0
+        self._outbox: deque[_Answer] = deque()
+        self._is_sending = False
+
+    def start(self) -> None:
+        """Run the steps that need nothing but the request's own tensors."""
+        with self._lock:
+            self._notice_cancellation()
+            steps = self._sort(self._run.start(self._request.inputs))
+        self._carry_out(steps)
+
+    def step_answered(
+        self,
+        run_step: RunStep[Tensor],
+        step_request: InferenceRequest,
+        response: InferenceResponse | None,
+        final: bool,
+    ) -> None:
+        """One response of one step; called on whichever thread has it."""
+        if final and self._scheduler.limits is not None:
+            self._release(self._scheduler.limits, run_step)
+        with self._lock:
+            if final and step_request.times is not None:
+                self._add_times(step_request.times)
+            self._notice_cancellation()
+            steps = self._sort(self._advance(run_step, response, final))
+        self._carry_out(steps)
+
+    def wait_until_ready(self) -> None:
+        """Hold back a step that streams while this ensemble's reader, or the steps after it, are behind."""
+        if self._scheduler.limits is not None:
+            self._scheduler.limits.wait_for_room(self._request.cancellation)
+        self._request.sender.wait_until_ready()
+
+    def dispatch(self, run_step: RunStep[Tensor]) -> list[RunStep[Tensor]]:
+        """Send one step's request to its model. Returns the steps to run because it was refused: usually none."""
+        request = self._request
+        correlation_id, flags = request.correlation_id, request.flags
+        if run_step.sequence is not None:
+            correlation_id = run_step.sequence.correlation_id
+            flags = (SEQUENCE_START if run_step.sequence.start else 0) | (
+                SEQUENCE_END if run_step.sequence.end else 0
+            )
+        step = run_step.step
+        inputs = run_step.inputs
+        for name, adaptation in step.adaptations:
+            if name in inputs:
+                inputs[name] = _adapted(inputs[name], adaptation)
+        sender = _StepSender(self, run_step)
+        step_request = sender.request = InferenceRequest(
+            step.model_name,
+            inputs,
+            sender,
+            monotonic_ns(),
+            model_version=step.model_version,
+            id=request.id,
+            requested_outputs=step.output_names,
+            correlation_id=correlation_id,
+            flags=flags,
+            priority=request.priority,
+            timeout_us=request.timeout_us,
+            deadline_ns=request.deadline_ns,
+            parameters=request.parameters,
+            cancellation=request.cancellation,
+        )
+        try:
+            self._scheduler.step_models[step.index].accept(step_request)
+        except InferenceError as error:
+            if self._scheduler.limits is not None:
+                self._release(self._scheduler.limits, run_step)
+            with self._lock:
+                return self._sort(self._run.step_failed(run_step, self._located(run_step, error)))
+        return []
+
+    def _advance(
+        self, run_step: RunStep[Tensor], response: InferenceResponse | None, final: bool
+    ) -> list[_Instruction]:
+        run = self._run
+        if response is None:
+            return run.step_responded(run_step, None, final)
+        if response.error is not None:
+            return run.step_failed(run_step, self._located(run_step, response.error), final)
+        sequence = None
+        if response.parameters:
+            try:
+                sequence = _sequence_override(response.parameters)
+            except InferenceError as error:
+                return run.step_failed(run_step, self._located(run_step, error), final)
+        return run.step_responded(run_step, response.outputs, final, sequence)
+
+    def _sort(self, instructions: list[_Instruction]) -> list[RunStep[Tensor]]:
+        """Keep the answers, in their order, and return the steps to run; the caller holds the lock."""
+        steps: list[RunStep[Tensor]] = []
+        for instruction in instructions:
+            if isinstance(instruction, RunStep):
+                steps.append(instruction)
+            else:
+                self._outbox.append(instruction)
+        return steps
+
+    def _carry_out(self, steps: list[RunStep[Tensor]]) -> None:
+        """Run steps, and those that their refusals lead to; then send what there is to answer."""
+        limits = self._scheduler.limits
+        while steps:
+            run_step = steps.pop(0)
+            if limits is None or limits.acquire(run_step.step.index, (self, run_step)):
+                steps += self.dispatch(run_step)
+        if self._outbox:
+            self._send_answers()
+
+    def _release(self, limits: StepLimits[_WaitingStep], run_step: RunStep[Tensor]) -> None:
+        """Let the next request of any run into the step that this one leaves."""
+        following = limits.release(run_step.step.index)
+        if following is not None:
+            flight, next_step = following
+            flight._carry_out(flight.dispatch(next_step))
+
+    def _send_answers(self) -> None:
+        while True:
+            with self._lock:
+                if self._is_sending or not self._outbox:
+                    return
+                self._is_sending = True
+                answer = self._outbox.popleft()
+            self._send(answer)
+            with self._lock:
+                self._is_sending = False
+
+    def _send(self, answer: _Answer) -> None:
+        request = self._request
+        scheduler = self._scheduler
+        if isinstance(answer, Fail):
+            error = self._ending_error(answer.error)
+            scheduler.count_failure(request, error)
+            request.fail(error)
+            scheduler.ended()
+            return
+        response = self._response(answer) if isinstance(answer, Respond) else None
+        final = response is None or answer.final  # type: ignore[union-attr]
+        if final:
+            scheduler.count_success(request, ComputeTimes(self._input_ns, self._infer_ns, self._output_ns))
+        request.respond(response, final)
+        if final:
+            scheduler.ended()
+
+    def _response(self, answer: Respond[Tensor]) -> InferenceResponse:
+        outputs = answer.outputs
+        for name, adaptation in self._plan.output_adaptations:
+            if name in outputs:
+                outputs[name] = _adapted(outputs[name], adaptation)
+        spec = self._scheduler.spec
+        parameters: dict[str, ParameterValue] | None = None
+        if answer.sequence is not None:
+            parameters = {
+                "sequence_id": answer.sequence.correlation_id,
+                "sequence_start": answer.sequence.start,
+                "sequence_end": answer.sequence.end,
+            }
+        return InferenceResponse(spec.model_name, spec.model_version, self._request.id, outputs, parameters)
+
+    def _ending_error(self, error: InferenceError | RunStopped) -> InferenceError:
+        if isinstance(error, InferenceError):
+            return error
+        code = StatusCode.CANCELLED if error.reason is StopReason.CANCELLED else StatusCode.INVALID_ARG
+        name = self._scheduler.spec.model_name
+        return InferenceError(code, f"in ensemble '{name}', {self._request.described_id()}{error.message}")
+
+    def _located(self, run_step: RunStep[Tensor], error: InferenceError) -> InferenceError:
+        step = run_step.step
+        name = self._scheduler.spec.model_name
+        return error.within(f"in ensemble '{name}', step {step.index} ('{step.model_name}'): ")
+
+    def _notice_cancellation(self) -> None:
+        if self._request.cancellation.is_cancelled:
+            self._run.cancel()
+
+    def _add_times(self, times: ComputeTimes) -> None:
+        self._input_ns += times.input_ns
+        self._infer_ns += times.infer_ns
+        self._output_ns += times.output_ns
+
+
+def _adapted(tensor: Tensor, adaptation: BatchAdaptation) -> Tensor:
+    shape = adaptation.adapt(tensor.shape)
+    return tensor if shape is None else tensor.reshaped(shape)
+
+
+def _sequence_override(parameters: dict[str, ParameterValue]) -> SequenceOverride | None:
+    """The sequence that a step's response names, or None; raises InferenceError for a wrong type."""
+    if not any(name in parameters for name in _SEQUENCE_PARAMETERS):
+        return None
+    correlation_id = parameters.get("sequence_id", 0)
+    if isinstance(correlation_id, bool) or not isinstance(correlation_id, int | str):
+        raise invalid_argument(
+            "expected parameter 'sequence_id' to be TRITONSERVER_PARAMETER_INT or TRITONSERVER_PARAMETER_STRING"
+        )
+    return SequenceOverride(
+        correlation_id, _flag(parameters, "sequence_start"), _flag(parameters, "sequence_end")
+    )
+
+
+def _flag(parameters: dict[str, ParameterValue], name: str) -> bool:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise invalid_argument(f"expected parameter '{name}' to be TRITONSERVER_PARAMETER_BOOL")
+    return value

@@ -1,0 +1,53 @@
+"""How many requests somebody has accepted and not yet answered: what unloading and shutting down wait for."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+# What a request is told that comes too late (reference, section 6.3).
+STOPPED: Final = "Server is stopping, scheduler for model has stopped accepting new inference requests"
+
+
+class InFlight:
+    """A count that can be closed to newcomers and waited on. Any thread may call. `_lock` guards all attributes."""
+
+    __slots__ = ("_is_stopped", "_lock", "_none_left", "count")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = 0
+        self._is_stopped = False
+        # Made by the first who waits, and set when the count reaches zero.
+        self._none_left: threading.Event | None = None
+
+    def enter(self) -> bool:
+        """Count one more, unless stopped."""
+        with self._lock:
+            if self._is_stopped:
+                return False
+            self.count += 1
+            return True
+
+    def leave(self, count: int = 1) -> None:
+        """Count `count` less."""
+        with self._lock:
+            self.count -= count
+            if not self.count and self._none_left is not None:
+                self._none_left.set()
+                self._none_left = None
+
+    def stop(self) -> None:
+        """Let nobody in any more."""
+        with self._lock:
+            self._is_stopped = True
+
+    def wait_until_none(self, timeout_s: float | None) -> bool:
+        """Wait for the count to be zero; False when that took longer than `timeout_s`."""
+        with self._lock:
+            if not self.count:
+                return True
+            if self._none_left is None:
+                self._none_left = threading.Event()
+            none_left = self._none_left
+        return none_left.wait(timeout_s)

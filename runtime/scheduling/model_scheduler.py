@@ -1,0 +1,304 @@
+"""The driver of one model version's batcher and instances: the lock, the clock and the figures around pure decisions.
+
+Owns a model version's queue, its instances and its count of requests in flight. Decides nothing about batches:
+that is the batcher's. Knows nothing of names, versions or files.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from cantata.runtime.backends.backend import BackendInstance
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError, StatusCode, internal_error, unavailable
+from cantata.runtime.execution.execution import Execution
+from cantata.runtime.execution.worker_pool import ModelCode, WorkerPool
+from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.observe.snapshots import ModelStatistics
+from cantata.runtime.observe.statistics import (
+    REASON_BACKEND,
+    REASON_CANCELED,
+    REASON_REJECTED,
+    ComputeTimes,
+    StatisticsCounter,
+)
+from cantata.runtime.request import InferenceRequest
+from cantata.runtime.response import InferenceResponse
+from cantata.runtime.scheduling.batcher import NEVER, Batch, Batcher
+from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
+from cantata.runtime.scheduling.timer import Timer
+
+_log = logging.getLogger("cantata.scheduler")
+
+# An instance is quick while its executions stay below this; a slower one is not run on threads that serve others.
+_QUICK_NS = 500_000
+# How many quick executions in a row it takes to be trusted (again).
+_QUICK_RUNS = 8
+
+
+class ScheduledInstance:
+    """One instance of a model version as work for a thread. It is reserved from dispatch until it is idle again."""
+
+    __slots__ = ("_scheduler", "backend_instance", "is_quick", "quick_runs")
+
+    def __init__(self, scheduler: ModelScheduler, backend_instance: BackendInstance) -> None:
+        self._scheduler = scheduler
+        self.backend_instance = backend_instance
+        self.is_quick = False
+        self.quick_runs = 0
+
+    def run(self) -> None:
+        """Take a batch and run it; the thread that calls this owns the instance meanwhile."""
+        self._scheduler.run_instance(self)
+
+    def ran_for(self, duration_ns: int) -> None:
+        """Learn from one execution whether the instance is quick."""
+        if duration_ns >= _QUICK_NS:
+            self.quick_runs = 0
+            self.is_quick = False
+        elif not self.is_quick:
+            self.quick_runs += 1
+            self.is_quick = self.quick_runs >= _QUICK_RUNS
+        if self.is_quick and getattr(self.backend_instance, "makes_blocking_calls", False):
+            self.is_quick = False
+            self.quick_runs = 0
+
+
+class ModelScheduler:
+    """Queues requests for one model version and runs its instances.
+
+    `_lock` guards the batcher, `_instances`, `_idle`, `_wake_ns` and the statistics. It is never held while a model
+    runs or a response is sent.
+    """
+
+    def __init__(self, spec: ModelSpec, batcher: Batcher, workers: WorkerPool, timer: Timer) -> None:
+        self._spec = spec
+        self._batcher = batcher
+        self._workers = workers
+        self._timer = timer
+        self._lock = threading.Lock()
+        self._statistics = StatisticsCounter()
+        self._instances: list[ScheduledInstance] = []
+        # Used as a stack: the instance that ran last runs next, and the others' memory stays cold.
+        self._idle: list[ScheduledInstance] = []
+        self._in_flight = InFlight()
+        # When the timer will next look at the queue; NEVER if it will not.
+        self._wake_ns = NEVER
+
+    def add_instances(self, backend_instances: Sequence[BackendInstance]) -> None:
+        """Take instances that are ready to execute."""
+        scheduled = [ScheduledInstance(self, instance) for instance in backend_instances]
+        with self._lock:
+            self._instances += scheduled
+            self._idle += scheduled
+
+    def enqueue(self, request: InferenceRequest) -> None:
+        """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
+        request.owner = self
+        now_ns = monotonic_ns()
+        request.queued_ns = now_ns
+        if not self._in_flight.enter():
+            raise unavailable(f"{request.described_id()}{STOPPED}")
+        with self._lock:
+            self._batcher.add(request, now_ns)
+            instance = self._reserve(now_ns)
+        if instance is not None:
+            self._workers.dispatch(instance)
+
+    def run_instance(self, instance: ScheduledInstance) -> None:
+        """Run one batch in a reserved instance, answer its requests, and see what comes next. Never raises."""
+        start_ns = monotonic_ns()
+        with self._lock:
+            batch = self._batcher.take(start_ns)
+            if not batch.requests:
+                self._idle.append(instance)
+                again = self._reserve(start_ns)
+        if batch.dropped:
+            self._answer_dropped(batch)
+        if not batch.requests:
+            if again is not None:
+                self._workers.dispatch(again)
+            return
+        for request in batch.requests:
+            request.started_ns = start_ns
+        execution = Execution(self._spec, batch.requests, batch.size, start_ns, self._finish_later)
+        is_over = True
+        error: InferenceError | None = None
+        with ModelCode():
+            try:
+                is_over = instance.backend_instance.execute(execution)
+            except InferenceError as failure:
+                error = failure
+            except BaseException as failure:
+                _log.exception("model '%s' failed to execute a batch", self._spec.model_name)
+                error = internal_error(f"{type(failure).__name__}: {failure}")
+        if error is not None:
+            is_over = True
+            _fail_unanswered(execution, error)
+        self._end_batch(instance, execution, is_over)
+
+    def stop(self) -> None:
+        """Refuse new requests from now on; those accepted go on."""
+        self._in_flight.stop()
+
+    def wait_until_idle(self, timeout_s: float | None) -> bool:
+        """Wait until no accepted request is unanswered; False when that took too long."""
+        return self._in_flight.wait_until_none(timeout_s)
+
+    @property
+    def in_flight(self) -> int:
+        """How many accepted requests are unanswered."""
+        return self._in_flight.count
+
+    def close(self) -> None:
+        """Stop, fail what is still queued, and close the instances. Call when idle, or when waiting is over."""
+        self._in_flight.stop()
+        with self._lock:
+            waiting = self._batcher.drain()
+            instances, self._instances, self._idle = self._instances, [], []
+        for request in waiting:
+            self._refuse(request, unavailable(f"{request.described_id()}Server is stopping"), REASON_REJECTED)
+        for instance in instances:
+            try:
+                instance.backend_instance.close()
+            except Exception:
+                _log.exception("an instance of model '%s' could not be closed", self._spec.model_name)
+
+    def backend_instances(self) -> list[BackendInstance]:
+        """The instances, idle or not."""
+        with self._lock:
+            return [instance.backend_instance for instance in self._instances]
+
+    def statistics(self, name: str, version: str) -> ModelStatistics:
+        """The figures now."""
+        with self._lock:
+            return self._statistics.snapshot(name, version)
+
+    def failures(self) -> dict[str, int]:
+        """How many requests failed, by reason."""
+        with self._lock:
+            return dict(self._statistics.failures)
+
+    def pending(self) -> int:
+        """How many requests wait for an instance."""
+        with self._lock:
+            return len(self._batcher)
+
+    def _reserve(self, now_ns: int) -> ScheduledInstance | None:
+        """An idle instance if a batch is ready for it, else None and the timer set; the caller holds the lock."""
+        if not self._idle:
+            return None
+        ready_ns = self._batcher.ready_at(now_ns)
+        if ready_ns == NEVER:
+            return None
+        if ready_ns <= now_ns:
+            return self._idle.pop()
+        if self._wake_ns == NEVER or ready_ns < self._wake_ns:
+            self._wake_ns = ready_ns
+            self._timer.call_at(ready_ns, self._wake)
+        return None
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._wake_ns = NEVER
+            instance = self._reserve(monotonic_ns())
+        if instance is not None:
+            self._workers.dispatch(instance)
+
+    def _end_batch(self, instance: ScheduledInstance, execution: Execution, is_over: bool) -> None:
+        end_ns = monotonic_ns()
+        instance.ran_for(end_ns - execution.start_ns)
+        with self._lock:
+            self._idle.append(instance)
+            next_instance = self._reserve(end_ns)
+            if is_over:
+                self._count(execution, end_ns)
+        if is_over:
+            _send(execution)
+        if next_instance is not None:
+            self._workers.dispatch(next_instance)
+
+    def _finish_later(self, execution: Execution) -> None:
+        """End a batch that went on in the background; its instance was given back long ago."""
+        with self._lock:
+            self._count(execution, monotonic_ns())
+        _send(execution)
+
+    def _count(self, execution: Execution, end_ns: int) -> None:
+        """Count a batch, and its requests that are answered with it; the caller holds the lock."""
+        input_end_ns = execution.input_end_ns
+        output_start_ns = execution.output_start_ns or end_ns
+        times = ComputeTimes(
+            input_end_ns - execution.start_ns, output_start_ns - input_end_ns, end_ns - output_start_ns
+        )
+        statistics = self._statistics
+        statistics.count_execution(execution.batch_size, times)
+        answered = 0
+        for request, response in zip(execution.requests, execution.responses, strict=True):
+            if response is None:
+                continue
+            # Accounted for here, with its batch, and not again when the response is sent.
+            request.owner = None
+            request.times = times
+            answered += 1
+            if response.error is None:
+                statistics.count_success(request, execution.start_ns, times, end_ns)
+            else:
+                statistics.count_failure(request, response.error.code, REASON_BACKEND, end_ns)
+        self._in_flight.leave(answered)
+
+    def responded(self, request: InferenceRequest, response: InferenceResponse | None, final: bool) -> None:
+        """Account for a response that a model sent by itself (RequestOwner)."""
+        now_ns = monotonic_ns()
+        computed_ns = now_ns - request.started_ns
+        error = None if response is None else response.error
+        with self._lock:
+            statistics = self._statistics
+            statistics.count_response(
+                request.response_count,
+                infer_ns=computed_ns,
+                output_ns=0,
+                is_empty=response is None,
+                is_failure=error is not None,
+            )
+            if not final:
+                return
+            if error is None:
+                times = request.times = ComputeTimes(0, computed_ns, 0)
+                statistics.count_success(request, request.started_ns, times, now_ns)
+            else:
+                statistics.count_failure(request, error.code, REASON_BACKEND, now_ns)
+        self._in_flight.leave()
+
+    def _answer_dropped(self, batch: Batch) -> None:
+        for request in batch.dropped:
+            if request.cancellation.is_cancelled:
+                error = InferenceError(StatusCode.CANCELLED, "")
+                self._refuse(request, error, REASON_CANCELED)
+            else:
+                self._refuse(request, unavailable("Request timeout expired"), REASON_REJECTED)
+
+    def _refuse(self, request: InferenceRequest, error: InferenceError, reason: str) -> None:
+        """Answer a request that leaves the queue without running."""
+        request.owner = None
+        with self._lock:
+            self._statistics.count_failure(request, error.code, reason, monotonic_ns())
+        self._in_flight.leave()
+        request.fail(error)
+
+
+def _fail_unanswered(execution: Execution, error: InferenceError) -> None:
+    """Put `error` where a request of the batch has no answer yet."""
+    for index, request in enumerate(execution.requests):
+        if execution.responses[index] is None and not request.is_finished:
+            execution.responses[index] = InferenceResponse(
+                request.model_name, execution.spec.model_version, request.id, {}, error=error
+            )
+
+
+def _send(execution: Execution) -> None:
+    for request, response in zip(execution.requests, execution.responses, strict=True):
+        if response is not None:
+            request.respond(response, True)

@@ -1,0 +1,223 @@
+"""The inference server without any wire: builds the parts, owns start and stop, and `submit` is the one way in.
+
+Front-ends, the embedded API and BLS calls stand on this class. It holds no policy of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError, StatusCode, internal_error, invalid_argument, unavailable
+from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.observe.snapshots import ModelFigures, ModelStatistics
+from cantata.runtime.options import ServerOptions
+from cantata.runtime.repository.loader import ModelLoader
+from cantata.runtime.repository.model_version import ModelVersion
+from cantata.runtime.repository.registry import FailedVersion, ModelIndexEntry, Registry
+from cantata.runtime.repository.repository import ModelRepository
+from cantata.runtime.request import InferenceRequest
+from cantata.runtime.scheduling.timer import Timer
+from cantata.runtime.version import VERSION
+
+_log = logging.getLogger("cantata.server")
+
+# What clients may rely on beyond the core protocol, in the order of the reference, section 3.
+EXTENSIONS = (
+    "classification",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMetadata:
+    """What `GET /v2` says."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+class Server:
+    """A server of one set of model repositories. `start` and `close` are called once each, by one thread."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options = options
+        self.workers = WorkerPool()
+        self._timer = Timer()
+        self._registry = Registry()
+        self._loader = ModelLoader(options.backend_config, _Services(self), self.workers, self._timer)
+        self._repository = ModelRepository(
+            options.model_repository,
+            self._loader,
+            self._registry,
+            config_name=options.model_config_name,
+            auto_complete=not options.disable_auto_complete_config,
+            thread_count=options.model_load_thread_count,
+        )
+        self._is_started = False
+        self._is_exiting = False
+        self._close_lock = threading.Lock()
+        self._is_closed = False
+
+    def start(self) -> None:
+        """Load every model, and serve.
+
+        Raises InferenceError when a repository cannot be read or, with `exit_on_error`, when a model fails to load;
+        everything is closed again then, and `failures` still tells why.
+        """
+        try:
+            self._repository.load_all()
+        except InferenceError:
+            self.close()
+            raise
+        if self.options.exit_on_error and self.failures():
+            self.close()
+            raise internal_error("failed to load all models")
+        self._is_started = True
+
+    def stop_accepting(self) -> None:
+        """Refuse requests from outside from now on; those accepted, and what they call, go on."""
+        self._is_exiting = True
+
+    def close(self) -> bool:
+        """Stop accepting, wait for accepted requests, and unload everything.
+
+        Waits for `exit_timeout_secs` at most; returns False when requests were left unanswered by then (they are
+        failed). Closing twice does nothing.
+        """
+        with self._close_lock:
+            if self._is_closed:
+                return True
+            self._is_closed = True
+        self.stop_accepting()
+        deadline_ns = monotonic_ns() + int(self.options.exit_timeout_secs * 1e9)
+        all_ended = self._repository.unload_all(deadline_ns)
+        if not all_ended:
+            _log.error("Exit timeout expired. Exiting immediately.")
+        self._timer.close()
+        if all_ended:
+            self.workers.close()
+        return all_ended
+
+    def submit(self, request: InferenceRequest) -> None:
+        """Accept a request from outside. Raises InferenceError when it is refused, and sends nothing then.
+
+        Every answer to an accepted request goes through its sender, on whichever thread has it.
+        """
+        if self._is_exiting or not self._is_started:
+            raise unavailable("Server not ready")
+        self.submit_within(request)
+
+    def submit_within(self, request: InferenceRequest) -> None:
+        """Accept a request that an accepted request makes: as `submit`, and also while the server is exiting."""
+        version = self._registry.find(request.model_name, request.model_version)
+        try:
+            version.accept(request)
+        except InferenceError as error:
+            # The version may have been replaced between being found and being asked.
+            if error.code is not StatusCode.UNAVAILABLE or version.is_ready:
+                raise
+            self._registry.find(request.model_name, request.model_version).accept(request)
+
+    def model(self, name: str, version: int = -1) -> ModelVersion:
+        """A READY version, with -1 the highest; raises InferenceError with the lookup's error."""
+        return self._registry.find(name, version)
+
+    def model_versions(self, name: str) -> list[int]:
+        """The READY versions of a model, ascending."""
+        return self._registry.ready_versions(name)
+
+    @property
+    def is_exiting(self) -> bool:
+        """Whether the server has begun to stop."""
+        return self._is_exiting
+
+    def is_live(self) -> bool:
+        """Whether the server can answer at all."""
+        return not self._is_exiting
+
+    def is_ready(self) -> bool:
+        """Whether requests can be served: with strict readiness, by every model that was found."""
+        if not self._is_started or self._is_exiting:
+            return False
+        if not self.options.strict_readiness:
+            return True
+        return not self.failures() and all(version.is_ready for version in self._registry.all_versions())
+
+    def is_model_ready(self, name: str, version: int = -1) -> bool:
+        """Whether a version is READY; raises InferenceError for a model or version that does not exist."""
+        try:
+            return self._registry.find(name, version).is_ready
+        except InferenceError as error:
+            if error.code is StatusCode.UNAVAILABLE:
+                return False
+            raise
+
+    def metadata(self) -> ServerMetadata:
+        """The server's own name, version and extensions."""
+        return ServerMetadata(self.options.id, VERSION, EXTENSIONS)
+
+    def repository_index(self, ready_only: bool = False) -> list[ModelIndexEntry]:
+        """Every model and version there is, with its state and the reason for it."""
+        return self._registry.index(ready_only)
+
+    def failures(self) -> list[FailedVersion]:
+        """The models and versions that could not be loaded."""
+        return self._registry.failures()
+
+    def loaded_versions(self) -> list[ModelVersion]:
+        """Every version that is loaded, by name and version."""
+        return self._registry.all_versions()
+
+    def statistics(self, name: str = "", version: int = -1) -> list[ModelStatistics]:
+        """The figures of all READY models, of one, or of one version; raises InferenceError for one that is not."""
+        found = [loaded for loaded in self._registry.all_versions() if loaded.is_ready]
+        if name:
+            found = [loaded for loaded in found if loaded.name == name]
+            if not found:
+                raise invalid_argument(f"requested model '{name}' is not available")
+            if version != -1:
+                found = [loaded for loaded in found if loaded.version == version]
+                if not found:
+                    raise invalid_argument(f"requested model version is not available for model '{name}'")
+        return [loaded.scheduler.statistics(loaded.name, str(loaded.version)) for loaded in found]
+
+    def model_figures(self) -> list[ModelFigures]:
+        """What the metrics show of each READY version."""
+        return [
+            ModelFigures(
+                name=loaded.name,
+                version=str(loaded.version),
+                metric_tags=dict(loaded.config.metric_tags),
+                statistics=loaded.scheduler.statistics(loaded.name, str(loaded.version)),
+                failures=loaded.scheduler.failures(),
+                pending=loaded.scheduler.pending(),
+                load_seconds=loaded.load_seconds,
+            )
+            for loaded in self._registry.all_versions()
+            if loaded.is_ready
+        ]
+
+
+class _Services:
+    """What the server does for its backends (ServerServices)."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    @property
+    def workers(self) -> WorkerPool:
+        return self._server.workers
+
+    def submit(self, request: InferenceRequest) -> None:
+        self._server.submit_within(request)
+
+    def is_decoupled(self, model_name: str, model_version: int) -> bool:
+        return self._server.model(model_name, model_version).is_decoupled
