@@ -52,7 +52,7 @@ class ParserState(Protocol):
     """The part of lark's parser state that is used: its stacks, and taking one token more."""
 
     state_stack: list[Any]
-    value_stack: list[object]
+    value_stack: list[Any]
 
     def feed_token(self, token: Token, is_end: bool = False) -> Any: ...
 
