@@ -55,8 +55,8 @@ _MODEL_FILENAME: Final = "model.onnx"
 _DEFAULT_MAX_BATCH_SIZE: Final = 4
 # TensorProto.BFLOAT16.
 _BFLOAT16: Final = 16
-# Errors come as exceptions; onnxruntime's own log has nothing to add below that.
-_LOG_ERRORS_ONLY: Final = 3
+# Every error comes as an exception, and is reported once.
+_LOG_NOTHING_BUT_FATAL: Final = 4
 
 _ORT_ERROR = re.compile(r"\[ONNXRuntimeError\] : (\d+) : \w+ : (.*)", re.DOTALL)
 
@@ -95,7 +95,7 @@ class OnnxBackend:
         options = onnxruntime.SessionOptions()
         # Only the graph's inputs and outputs are looked at: optimising it now would be thrown away.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.log_severity_level = _LOG_NOTHING_BUT_FATAL
         _register_operations(options, files, config)
         path = _model_path(files, config, f"{config.name}_0")
         session = _open_session(config.name, path, options, (Provider(CPU),))
@@ -261,7 +261,7 @@ def _session_options(settings: SessionSettings, uses_global_threads: bool) -> on
     options.use_per_session_threads = not uses_global_threads
     options.enable_cpu_mem_arena = settings.uses_memory_arena
     options.enable_mem_pattern = settings.uses_memory_pattern
-    options.log_severity_level = _LOG_ERRORS_ONLY
+    options.log_severity_level = _LOG_NOTHING_BUT_FATAL
     if settings.is_parallel:
         options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
     for name, value in settings.entries.items():
