@@ -1,0 +1,300 @@
+"""The driver of a model's queue and instances: every accepted request is answered once, whatever happens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
+from cantata.runtime.execution.calls import WaitingSender
+from cantata.runtime.execution.execution import Execution
+from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.request import InferenceRequest
+from cantata.runtime.response import InferenceResponse
+from cantata.runtime.scheduling.dynamic_batcher import DynamicBatcher
+from cantata.runtime.scheduling.model_scheduler import ModelScheduler
+from cantata.runtime.scheduling.timer import Timer
+from tests.support.instances import BackgroundInstance, InstantInstance, ManualInstance, echo
+from tests.support.requests import identity_spec, tensor
+
+Instance = InstantInstance | ManualInstance | BackgroundInstance
+
+
+class Harness:
+    """A scheduler over given instances, with real threads."""
+
+    def __init__(self) -> None:
+        self.workers = WorkerPool()
+        self.timer = Timer()
+        self.schedulers: list[ModelScheduler] = []
+
+    def scheduler(self, *instances: Instance, delay_us: int = 0) -> ModelScheduler:
+        spec = identity_spec(max_batch_size=8, dims=(4,))
+        scheduler = ModelScheduler(spec, DynamicBatcher(spec, (), delay_us), self.workers, self.timer)
+        scheduler.add_instances(instances)
+        self.schedulers.append(scheduler)
+        return scheduler
+
+    def request(self, id: str = "") -> InferenceRequest:
+        request = InferenceRequest("identity", {"INPUT": tensor(1, 4)}, WaitingSender(), 1, id=id)
+        request.batch_size = 1
+        return request
+
+    def enqueue(self, scheduler: ModelScheduler, *ids: str) -> list[InferenceRequest]:
+        requests = [self.request(id) for id in ids]
+        for request in requests:
+            scheduler.enqueue(request)
+        return requests
+
+    def close(self) -> None:
+        for scheduler in self.schedulers:
+            scheduler.close()
+            assert scheduler.in_flight == 0
+        self.timer.close()
+        self.workers.close()
+
+
+@pytest.fixture
+def harness() -> Iterator[Harness]:
+    harness = Harness()
+    yield harness
+    harness.close()
+
+
+def answer(request: InferenceRequest) -> InferenceResponse:
+    """The single response to a request."""
+    sender = request.sender
+    assert isinstance(sender, WaitingSender)
+    (response,) = sender.wait()
+    return response
+
+
+def error(request: InferenceRequest) -> tuple[StatusCode, str]:
+    found = answer(request).error
+    assert found is not None
+    return found.code, found.message
+
+
+def test_what_arrives_while_an_instance_is_busy_becomes_the_next_batch(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance)
+    requests = harness.enqueue(scheduler, "a")
+    instance.wait_for_batch()
+    requests += harness.enqueue(scheduler, "b", "c")
+    instance.finish()
+    instance.finish()
+    assert [answer(request).id for request in requests] == ["a", "b", "c"]
+    assert instance.batches == [["a"], ["b", "c"]]
+
+
+def test_two_instances_run_at_the_same_time(harness: Harness) -> None:
+    first, second = ManualInstance(), ManualInstance()
+    scheduler = harness.scheduler(first, second)
+    harness.enqueue(scheduler, "a")
+    second.wait_for_batch()
+    harness.enqueue(scheduler, "b")
+    first.wait_for_batch()
+    first.finish()
+    second.finish()
+    assert scheduler.wait_until_idle(10)
+
+
+def test_a_cancelled_member_of_a_forming_batch_does_not_disturb_its_neighbours(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance)
+    (running,) = harness.enqueue(scheduler, "running")
+    instance.wait_for_batch()
+    before, cancelled, after = harness.enqueue(scheduler, "before", "cancelled", "after")
+    cancelled.cancellation.cancel()
+    instance.finish()
+    instance.finish()
+    assert [answer(request).id for request in (running, before, after)] == ["running", "before", "after"]
+    assert error(cancelled) == (StatusCode.CANCELLED, "")
+    assert instance.batches == [["running"], ["before", "after"]]
+    assert scheduler.failures() == {"REJECTED": 0, "CANCELED": 1, "BACKEND": 0, "OTHER": 0}
+
+
+def test_a_sender_that_fails_does_not_keep_the_rest_of_its_batch_from_being_answered(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FailingSender:
+        def send(self, response: InferenceResponse | None, final: bool) -> None:
+            raise OSError("the client is gone")
+
+        def wait_until_ready(self) -> None:
+            """Never waits."""
+
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance)
+    harness.enqueue(scheduler, "running")
+    instance.wait_for_batch()
+    broken = harness.request("broken")
+    broken.sender = FailingSender()
+    scheduler.enqueue(broken)
+    (neighbour,) = harness.enqueue(scheduler, "neighbour")
+    instance.finish()
+    instance.finish()
+    assert answer(neighbour).id == "neighbour"
+    assert "could not be delivered" in caplog.text
+
+
+def test_an_exception_in_the_model_is_internal_to_every_request_of_the_batch(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Execution) -> None:
+        raise ZeroDivisionError("by nothing")
+
+    scheduler = harness.scheduler(InstantInstance(fail))
+    (request,) = harness.enqueue(scheduler, "a")
+    assert error(request) == (StatusCode.INTERNAL, "ZeroDivisionError: by nothing")
+    assert "Traceback" in caplog.text
+
+
+def test_an_inference_error_keeps_its_code(harness: Harness) -> None:
+    def refuse(_: Execution) -> None:
+        raise invalid_argument("not like this")
+
+    scheduler = harness.scheduler(InstantInstance(refuse))
+    (request,) = harness.enqueue(scheduler, "a")
+    assert error(request) == (StatusCode.INVALID_ARG, "not like this")
+    assert scheduler.failures()["BACKEND"] == 1
+
+
+def test_an_instance_survives_a_failed_batch(harness: Harness) -> None:
+    failures = iter([True, False])
+
+    def sometimes(execution: Execution) -> None:
+        if next(failures):
+            raise RuntimeError("once")
+        echo(execution)
+
+    scheduler = harness.scheduler(InstantInstance(sometimes))
+    (first,) = harness.enqueue(scheduler, "a")
+    assert error(first)[0] is StatusCode.INTERNAL
+    (second,) = harness.enqueue(scheduler, "b")
+    assert answer(second).id == "b"
+
+
+def test_a_batch_left_running_frees_its_instance_for_the_next(harness: Harness) -> None:
+    instance = BackgroundInstance()
+    scheduler = harness.scheduler(instance)
+    with harness.workers.collecting() as work:
+        first, second = harness.enqueue(scheduler, "a")[0], None
+        work.run_until(lambda: False)
+        (second,) = harness.enqueue(scheduler, "b")
+        work.run_until(lambda: False)
+    assert [[request.id for request in execution.requests] for execution in instance.running] == [["a"], ["b"]]
+    for execution in reversed(instance.running):
+        echo(execution)
+        execution.finish()
+    assert [answer(first).id, answer(second).id] == ["a", "b"]
+
+
+def test_a_request_answered_by_itself_counts_when_its_final_response_is_sent(harness: Harness) -> None:
+    def stream(execution: Execution) -> None:
+        (request,) = execution.requests
+        for _ in range(3):
+            request.respond(InferenceResponse("identity", 1, request.id, {}), False)
+        request.respond(None, True)
+
+    scheduler = harness.scheduler(InstantInstance(stream))
+    (request,) = harness.enqueue(scheduler, "a")
+    assert isinstance(request.sender, WaitingSender)
+    assert len(request.sender.wait()) == 3
+    assert scheduler.wait_until_idle(10)
+    statistics = scheduler.statistics("identity", "1")
+    assert statistics.inference_stats.success.count == 1
+    assert [statistics.response_stats[key].success.count for key in ("0", "1", "2")] == [1, 1, 1]
+    assert statistics.response_stats["3"].empty_response.count == 1
+
+
+def test_a_delayed_batch_runs_when_its_delay_is_over(harness: Harness) -> None:
+    scheduler = harness.scheduler(InstantInstance(), delay_us=1000)
+    (request,) = harness.enqueue(scheduler, "a")
+    assert answer(request).id == "a"
+
+
+def test_a_stopped_scheduler_refuses_new_requests_and_finishes_old_ones(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance)
+    (accepted,) = harness.enqueue(scheduler, "a")
+    instance.wait_for_batch()
+    scheduler.stop()
+    with pytest.raises(InferenceError, match="Server is stopping") as refused:
+        scheduler.enqueue(harness.request("b"))
+    assert refused.value.code is StatusCode.UNAVAILABLE
+    assert not scheduler.wait_until_idle(0)
+    instance.finish()
+    assert answer(accepted).id == "a"
+    assert scheduler.wait_until_idle(10)
+
+
+def test_closing_answers_what_is_still_queued(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance)
+    harness.enqueue(scheduler, "running")
+    instance.wait_for_batch()
+    (queued,) = harness.enqueue(scheduler, "queued")
+    scheduler.close()
+    assert error(queued)[0] is StatusCode.UNAVAILABLE
+    instance.finish()
+    assert scheduler.wait_until_idle(10)
+
+
+def test_statistics_give_each_request_of_a_batch_its_durations_in_full(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance)
+    harness.enqueue(scheduler, "a")
+    instance.wait_for_batch()
+    harness.enqueue(scheduler, "b", "c")
+    instance.finish()
+    instance.finish()
+    assert scheduler.wait_until_idle(10)
+    statistics = scheduler.statistics("identity", "1")
+    assert (statistics.inference_count, statistics.execution_count) == (3, 2)
+    assert [(batch.batch_size, batch.compute_infer.count) for batch in statistics.batch_stats] == [(1, 1), (2, 1)]
+    per_batch = [batch.compute_infer.ns for batch in statistics.batch_stats]
+    assert statistics.inference_stats.compute_infer.ns == per_batch[0] + 2 * per_batch[1]
+    assert statistics.inference_stats.success.count == statistics.inference_stats.queue.count == 3
+
+
+def test_a_quick_model_runs_on_the_thread_that_collects_and_a_slow_one_does_not(harness: Harness) -> None:
+    instance = InstantInstance()
+    scheduler = harness.scheduler(instance)
+    for index in range(20):
+        (request,) = harness.enqueue(scheduler, str(index))
+        answer(request)
+        assert scheduler.wait_until_idle(10)
+    with harness.workers.collecting() as work:
+        (quick,) = harness.enqueue(scheduler, "quick")
+        work.run()
+    answer(quick)
+    assert instance.threads[-1] == threading.current_thread().name
+
+
+def test_a_model_that_turns_slow_is_handed_to_workers_again(harness: Harness) -> None:
+    is_slow = threading.Event()
+
+    def behave(execution: Execution) -> None:
+        if is_slow.is_set():
+            # As the scheduler sees it: an execution that began a second ago.
+            execution.start_ns -= 1_000_000_000
+        echo(execution)
+
+    instance = InstantInstance(behave)
+    scheduler = harness.scheduler(instance)
+    with harness.workers.collecting() as work:
+        for index in range(20):
+            (request,) = harness.enqueue(scheduler, str(index))
+            work.run_until(lambda: False)
+        is_slow.set()
+        harness.enqueue(scheduler, "turns slow")
+        work.run()
+        (slow,) = harness.enqueue(scheduler, "slow")
+        work.run()
+    answer(request)
+    answer(slow)
+    here = threading.current_thread().name
+    assert [thread == here for thread in instance.threads[-2:]] == [True, False]
