@@ -1,0 +1,78 @@
+"""The event loop of a model whose `execute` is a coroutine, on a thread of its own.
+
+Owns the thread and the tasks started here. Nothing that a model's task raises ends the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+_log = logging.getLogger("cantata.python")
+
+
+class AsyncLoop:
+    """An event loop that runs from `start` to `close`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._is_closing = False
+        # A task that nobody else holds may be collected while it runs.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=f"cantata-loop-{self._name}", daemon=True)
+        self._thread.start()
+
+    def spawn(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a coroutine as a task of its own, soon. From any thread, until `close`."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._create_task, make)
+
+    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Run a coroutine whose result another thread waits for."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self) -> None:
+        """Cancel what still runs, wait for it to end, and end the thread."""
+        if self._loop is None or self._thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
+        self._is_closing = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._loop = None
+
+    def _create_task(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        assert self._loop is not None
+        task = self._loop.create_task(make())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _cancel_all(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert self._loop is not None
+        await self._loop.shutdown_asyncgens()
+
+    def _run(self) -> None:
+        assert self._loop is not None
+        asyncio.set_event_loop(self._loop)
+        while not self._is_closing:
+            try:
+                self._loop.run_forever()
+            except BaseException:
+                # SystemExit and the like, raised in a task that the model started, come out here.
+                _log.exception("a task of model instance '%s' failed", self._name)

@@ -1,0 +1,224 @@
+"""BLS: a model calls another, waiting in its thread or on its event loop.
+
+Owns the way from a model's request to the server's and back. Tensors pass by reference, and no thread is crossed
+where the called model is idle. Whatever is wrong with a call becomes a response with an error (reference, section
+7.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+from cantata.bls.current_model import Activity
+from cantata.bls.errors import TritonError, triton_error
+from cantata.bls.response_iterator import ResponseFeed, ResponseIterator
+from cantata.bls.responses import InferenceResponse, received_response
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
+from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
+from cantata.runtime.request import Cancellation, ResponseSender
+from cantata.runtime.request import InferenceRequest as RuntimeRequest
+from cantata.runtime.response import InferenceResponse as RuntimeResponse
+
+if TYPE_CHECKING:
+    from cantata.bls.requests import InferenceRequest
+
+
+def call(
+    request: InferenceRequest, activity: Activity, decoupled: bool
+) -> InferenceResponse | ResponseIterator:
+    """Call the model and wait for its response, or have an iterator over its responses."""
+    if activity.notes is not None:
+        activity.notes.makes_blocking_calls = True
+    if decoupled:
+        return _open_iterator(request, activity)
+    refusal = _refusal(request, activity, decoupled)
+    if refusal is not None:
+        return _failed(refusal)
+    services = activity.model.services
+    try:
+        runtime_request = _runtime_request(request, activity, WaitingSender(), _outer_cancellation(activity))
+        responses = submit_and_wait(services.submit, services.workers, runtime_request)
+    except InferenceError as error:
+        return _failed(_while_running(request, error))
+    return received_response(responses[0]) if responses else InferenceResponse()
+
+
+def call_async(
+    request: InferenceRequest, activity: Activity, decoupled: bool, loop: asyncio.AbstractEventLoop
+) -> asyncio.Future[InferenceResponse | ResponseIterator]:
+    """Call the model now; the future of its response, or of an iterator over its responses, on `loop`.
+
+    Cancelling the future cancels the call.
+    """
+    notes = activity.notes
+    if notes is not None and not notes.is_async:
+        # The loop is one that a plain `execute` runs and waits for.
+        notes.makes_blocking_calls = True
+    future: asyncio.Future[InferenceResponse | ResponseIterator] = loop.create_future()
+    if decoupled:
+        future.set_result(_open_iterator(request, activity))
+        return future
+    refusal = _refusal(request, activity, decoupled)
+    if refusal is not None:
+        future.set_result(_failed(refusal))
+        return future
+    cancellation = LinkedCancellation(_outer_cancellation(activity))
+    services = activity.model.services
+    sender = _FutureSender(loop, future, cancellation)
+    try:
+        runtime_request = _runtime_request(request, activity, sender, cancellation.inner)
+        with services.workers.collecting() as work:
+            services.submit(runtime_request)
+            work.run()
+    except InferenceError as error:
+        cancellation.unlink()
+        future.set_result(_failed(_while_running(request, error)))
+        return future
+    if not future.done():
+        future.add_done_callback(sender.cancel_if_cancelled)
+    return future
+
+
+class LinkedCancellation:
+    """A call's own cancellation, which its caller's reaches but which does not reach its caller."""
+
+    __slots__ = ("_outer", "inner")
+
+    def __init__(self, outer: Cancellation | None) -> None:
+        self.inner = Cancellation()
+        self._outer = outer
+        if outer is not None:
+            outer.add_listener(self, self.inner.cancel)
+
+    def unlink(self) -> None:
+        """The call is over."""
+        if self._outer is not None:
+            self._outer.remove_listener(self)
+
+
+class _FutureSender:
+    """The sender of a call that is awaited: resolves its future, from whichever thread the response comes."""
+
+    __slots__ = ("_cancellation", "_future", "_loop", "_response", "_thread_id")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        future: asyncio.Future[InferenceResponse | ResponseIterator],
+        cancellation: LinkedCancellation,
+    ) -> None:
+        self._loop = loop
+        self._future = future
+        self._cancellation = cancellation
+        self._thread_id = threading.get_ident()
+        self._response: RuntimeResponse | None = None
+
+    def send(self, response: RuntimeResponse | None, final: bool) -> None:
+        if response is not None:
+            self._response = response
+        if not final:
+            return
+        self._cancellation.unlink()
+        if threading.get_ident() == self._thread_id:
+            self._resolve()
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._resolve)
+        except RuntimeError:
+            # The loop was closed (an `asyncio.run` that did not wait): nobody is left to be told.
+            self._response = None
+
+    def wait_until_ready(self) -> None:
+        """The one response is always expected."""
+
+    def cancel_if_cancelled(self, future: asyncio.Future[InferenceResponse | ResponseIterator]) -> None:
+        """The model has stopped waiting, by a timeout of its own for example."""
+        if future.cancelled():
+            self._cancellation.inner.cancel()
+
+    def _resolve(self) -> None:
+        if self._future.done():
+            return
+        response = self._response
+        self._future.set_result(InferenceResponse() if response is None else received_response(response))
+
+
+def _open_iterator(request: InferenceRequest, activity: Activity) -> ResponseIterator:
+    cancellation = LinkedCancellation(_outer_cancellation(activity))
+    feed = ResponseFeed(cancellation.inner, cancellation.unlink)
+    iterator = ResponseIterator(feed, activity.model.reaper)
+    refusal = _refusal(request, activity, True)
+    if refusal is None:
+        try:
+            activity.model.services.submit(_runtime_request(request, activity, feed, cancellation.inner))
+        except InferenceError as error:
+            refusal = _while_running(request, error)
+    if refusal is not None:
+        feed.send(
+            RuntimeResponse(
+                request.model_name(), request.model_version(), request.request_id(), {}, None, refusal
+            ),
+            True,
+        )
+    return iterator
+
+
+def _refusal(request: InferenceRequest, activity: Activity, decoupled: bool) -> InferenceError | None:
+    name = request._model_name
+    try:
+        is_decoupled = activity.model.services.is_decoupled(name, request._model_version)
+    except InferenceError as error:
+        text = f"Failed for execute the inference request. Model '{name}' is not ready."
+        return InferenceError(error.code, text)
+    if is_decoupled and not decoupled:
+        return InferenceError(
+            StatusCode.UNSUPPORTED,
+            f"Model {name} is using the decoupled. The current BLS request call doesn't support models using the "
+            "decoupled transaction policy. Please use 'decoupled=True' argument to the 'exec' or 'async_exec' calls "
+            "for decoupled models.",
+        )
+    return None
+
+
+def _runtime_request(
+    request: InferenceRequest, activity: Activity, sender: ResponseSender, cancellation: Cancellation | None
+) -> RuntimeRequest:
+    tensors = request.inputs()
+    inputs = {tensor._name: tensor._value for tensor in tensors}
+    if len(inputs) != len(tensors):
+        names = [tensor._name for tensor in tensors]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise invalid_argument(f"input '{repeated}' already exists in request")
+    return RuntimeRequest(
+        request._model_name,
+        inputs,
+        sender,
+        monotonic_ns(),
+        model_version=request._model_version,
+        id=request._id,
+        requested_outputs=request._requested_output_names,
+        correlation_id=request._correlation_id,
+        flags=request._flags,
+        priority=request._priority,
+        timeout_us=request._timeout,
+        deadline_ns=activity.requests[0].deadline_ns if len(activity.requests) == 1 else 0,
+        parameters=request._parameters,
+        cancellation=cancellation,
+    )
+
+
+def _outer_cancellation(activity: Activity) -> Cancellation | None:
+    requests = activity.requests
+    return requests[0].cancellation if len(requests) == 1 else None
+
+
+def _while_running(request: InferenceRequest, error: InferenceError) -> InferenceError:
+    return error.within(f"Model {request._model_name} - Error when running inference: ")
+
+
+def _failed(error: InferenceError) -> InferenceResponse:
+    failure: TritonError = triton_error(error)
+    return InferenceResponse(error=failure)
