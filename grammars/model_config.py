@@ -14,7 +14,6 @@ from pydantic import Field
 
 from cantata.grammars.model_scheduling import (
     ControlKind,
-    DataType,
     EnsembleStep,
     ModelDynamicBatching,
     ModelEnsembling,
@@ -27,6 +26,17 @@ from cantata.grammars.model_scheduling import (
     SequenceStrategyDirect,
     SequenceStrategyOldest,
     TimeoutAction,
+)
+from cantata.grammars.model_tensors import (
+    BatchInput,
+    BatchInputKind,
+    BatchOutput,
+    BatchOutputKind,
+    DataType,
+    InputFormat,
+    ModelInput,
+    ModelOutput,
+    ModelTensorReshape,
 )
 from cantata.grammars.schema import ConfigMessage, Double, Int32, Int64, UInt32
 
@@ -87,71 +97,6 @@ __all__ = [
     "VersionPolicyLatest",
     "VersionPolicySpecific",
 ]
-
-
-class InputFormat(enum.IntEnum):
-    """ModelInput.Format: how an image's dimensions are ordered."""
-
-    FORMAT_NONE = 0
-    FORMAT_NHWC = 1
-    FORMAT_NCHW = 2
-
-
-class ModelTensorReshape(ConfigMessage):
-    shape: tuple[Int64, ...] = ()
-
-
-class ModelInput(ConfigMessage):
-    name: str = ""
-    data_type: DataType = DataType.TYPE_INVALID
-    format: InputFormat = InputFormat.FORMAT_NONE
-    # Without the batch dimension; -1 for a dimension of any size.
-    dims: tuple[Int64, ...] = ()
-    reshape: ModelTensorReshape | None = None
-    is_shape_tensor: bool = False
-    allow_ragged_batch: bool = False
-    optional: bool = False
-    is_non_linear_format_io: bool = False
-
-
-class ModelOutput(ConfigMessage):
-    name: str = ""
-    data_type: DataType = DataType.TYPE_INVALID
-    dims: tuple[Int64, ...] = ()
-    reshape: ModelTensorReshape | None = None
-    label_filename: str = ""
-    is_shape_tensor: bool = False
-    is_non_linear_format_io: bool = False
-
-
-class BatchInputKind(enum.IntEnum):
-    """What a batch input is computed from."""
-
-    BATCH_ELEMENT_COUNT = 0
-    BATCH_ACCUMULATED_ELEMENT_COUNT = 1
-    BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO = 2
-    BATCH_MAX_ELEMENT_COUNT_AS_SHAPE = 3
-    BATCH_ITEM_SHAPE = 4
-    BATCH_ITEM_SHAPE_FLATTEN = 5
-
-
-class BatchInput(ConfigMessage):
-    kind: BatchInputKind = BatchInputKind.BATCH_ELEMENT_COUNT
-    target_name: tuple[str, ...] = ()
-    data_type: DataType = DataType.TYPE_INVALID
-    source_input: tuple[str, ...] = ()
-
-
-class BatchOutputKind(enum.IntEnum):
-    """How a batch output is divided among the requests of the batch."""
-
-    BATCH_SCATTER_WITH_INPUT_SHAPE = 0
-
-
-class BatchOutput(ConfigMessage):
-    target_name: tuple[str, ...] = ()
-    kind: BatchOutputKind = BatchOutputKind.BATCH_SCATTER_WITH_INPUT_SHAPE
-    source_input: tuple[str, ...] = ()
 
 
 class VersionPolicyLatest(ConfigMessage):

@@ -11,27 +11,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from cantata.grammars.model_tensors import DataType
 from cantata.grammars.schema import ConfigMessage, Float, Int32, Int64, UInt32, UInt64
-
-
-class DataType(enum.IntEnum):
-    """The type of a tensor's elements; the wire name is without TYPE_, and BYTES for TYPE_STRING."""
-
-    TYPE_INVALID = 0
-    TYPE_BOOL = 1
-    TYPE_UINT8 = 2
-    TYPE_UINT16 = 3
-    TYPE_UINT32 = 4
-    TYPE_UINT64 = 5
-    TYPE_INT8 = 6
-    TYPE_INT16 = 7
-    TYPE_INT32 = 8
-    TYPE_INT64 = 9
-    TYPE_FP16 = 10
-    TYPE_FP32 = 11
-    TYPE_FP64 = 12
-    TYPE_STRING = 13
-    TYPE_BF16 = 14
 
 
 class TimeoutAction(enum.IntEnum):
