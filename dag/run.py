@@ -172,6 +172,11 @@ class EnsembleRun(Generic[V, E]):
         """Whether the final instruction has been given."""
         return self._finals > 0
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether an error has been met: a step that is not dispatched yet need not be, `step_failed` says so."""
+        return self._error is not None
+
     def start(self, inputs: Mapping[str, V]) -> list[Instruction[V, E]]:
         """Begin with the request's tensors; an optional input that is missing becomes a null."""
         self._deliver(self._first, self._plan.inputs, inputs, None)
