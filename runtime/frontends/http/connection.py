@@ -1,0 +1,310 @@
+"""One client connection: bytes in, whole requests out to a handler, answers back in the order of the requests.
+
+Owns HTTP/1.1 framing (on httptools), keep-alive, pipelining and flow control. Knows no path, model or datatype.
+Everything here runs on the event-loop thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol, cast
+
+import httptools
+
+MAX_HEAD_SIZE: Final = 64 << 10
+MAX_CHUNKS: Final = 65536
+# How many requests a client may send ahead of their answers before its connection is no longer read.
+MAX_PIPELINED: Final = 16
+
+_STATUS_LINES: Final[dict[int, bytes]] = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus
+}
+
+
+class Handler(Protocol):
+    """What serves the requests of one port."""
+
+    def body_limit(self, exchange: Exchange) -> int | None:
+        """How many bytes of body to keep of a request whose head has arrived; what follows is counted only."""
+
+    def handle(self, exchange: Exchange) -> None:
+        """Take a whole request, and answer it later: never inside this call, which must not raise."""
+
+
+class Exchange:
+    """One request and its answer.
+
+    `url` is as sent; header names are lower-case. `body_size` is what arrived: more than `len(body)` when the limit
+    was passed, in which case `body` is empty. `on_disconnect` is called if the client goes before it is answered.
+    """
+
+    __slots__ = (
+        "_connection",
+        "body",
+        "body_size",
+        "headers",
+        "is_disconnected",
+        "keep_alive",
+        "method",
+        "on_disconnect",
+        "url",
+    )
+
+    def __init__(self, connection: Connection, url: bytes) -> None:
+        self._connection = connection
+        self.method = b""
+        self.url = url
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body = b""
+        self.body_size = 0
+        self.keep_alive = True
+        self.is_disconnected = False
+        self.on_disconnect: Callable[[], None] | None = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """The value of the first header of that lower-case name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    def header_text(self, name: str) -> str | None:
+        """The same for a name and a value in text, whatever the name's case."""
+        value = self.header(name.lower().encode("latin-1"))
+        return None if value is None else value.decode("latin-1")
+
+    @property
+    def has_oversized_body(self) -> bool:
+        """Whether the body was dropped because it passed its limit."""
+        return self.body_size > len(self.body)
+
+    def head(self, status: int, headers: bytes) -> bytes:
+        """The answer's bytes up to its body. `headers` are complete lines. Any thread may call."""
+        closing = b"\r\n" if self.keep_alive else b"Connection: close\r\n\r\n"
+        return b"".join((_STATUS_LINES[status], headers, closing))
+
+    def respond(self, status: int, headers: bytes, body: bytes) -> None:
+        """Send a whole answer; Content-Length is added to `headers`."""
+        head = self.head(status, headers + b"Content-Length: %d\r\n" % len(body))
+        self.send(head if self.method == b"HEAD" else head + body)
+
+    def send(self, answer: bytes) -> None:
+        """Send a whole answer, its head included."""
+        self.write(answer)
+        self.finish()
+
+    def write(self, data: bytes) -> None:
+        """Send a part of the answer."""
+        if not self.is_disconnected:
+            self._connection.transport.write(data)
+
+    async def wait_until_writable(self) -> None:
+        """Wait while the client is too far behind in reading."""
+        await self._connection.wait_until_writable()
+
+    def finish(self) -> None:
+        """The answer is complete: the connection goes on to its next request, or closes."""
+        if not self.is_disconnected:
+            self._connection.exchange_finished(self)
+
+
+class Connections:
+    """The open connections of one port, so that they can be drained and closed."""
+
+    def __init__(self) -> None:
+        self.is_draining = False
+        self._open: set[Connection] = set()
+        self._all_closed: asyncio.Event | None = None
+
+    def add(self, connection: Connection) -> None:
+        self._open.add(connection)
+
+    def remove(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if not self._open and self._all_closed is not None:
+            self._all_closed.set()
+
+    async def drain(self) -> None:
+        """Close idle connections, and busy ones after their current answer; return when all are closed."""
+        self.is_draining = True
+        self._all_closed = asyncio.Event()
+        for connection in list(self._open):
+            connection.close_when_idle()
+        if self._open:
+            await self._all_closed.wait()
+
+    def abort(self) -> None:
+        """Cut every connection off."""
+        for connection in list(self._open):
+            connection.transport.abort()
+
+
+class Connection(asyncio.Protocol):
+    """The protocol object of one accepted socket."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, handler: Handler, connections: Connections) -> None:
+        self._handler = handler
+        self._connections = connections
+        self._parser = httptools.HttpRequestParser(self)
+        # The request whose bytes are arriving, the one that is being answered, and whole ones that wait behind it.
+        self._arriving: Exchange | None = None
+        self._current: Exchange | None = None
+        self._waiting: deque[Exchange] = deque()
+        self._head_size = 0
+        self._in_head = True
+        self._url = b""
+        self._body: list[bytes] = []
+        self._body_limit: int | None = None
+        self._chunk_count = 0
+        self._is_reading = True
+        # Whether the client said that it sends no more requests.
+        self._is_last_request = False
+        # Set while the transport's write buffer is full.
+        self._writable: asyncio.Event | None = None
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are transports by behaviour only.
+        self.transport = cast(asyncio.Transport, transport)
+        self._connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_last_request:
+            return
+        if self._in_head:
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(400, b"upgrading the connection is not supported")
+        except httptools.HttpParserError:
+            # The parser also objects to bytes behind a request that asked for the connection to be closed.
+            if not self._is_last_request:
+                self._refuse(400, b"not a valid HTTP request")
+        else:
+            if self._in_head and self._head_size > MAX_HEAD_SIZE:
+                self._refuse(431, b"the request's head is too large")
+            elif self._chunk_count > MAX_CHUNKS:
+                self._refuse(400, b"the request's body has too many chunks")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's name
+        self._connections.remove(self)
+        self._waiting.clear()
+        current, self._current = self._current, None
+        if self._writable is not None:
+            self._writable.set()
+        if current is not None:
+            current.is_disconnected = True
+            if current.on_disconnect is not None:
+                current.on_disconnect()
+
+    def pause_writing(self) -> None:
+        self._writable = asyncio.Event()
+
+    def resume_writing(self) -> None:
+        writable, self._writable = self._writable, None
+        if writable is not None:
+            writable.set()
+        self._start_next()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self._url = b""
+        self._arriving = Exchange(self, b"")
+        self._body = []
+        self._chunk_count = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        assert self._arriving is not None
+        self._arriving.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        exchange = self._arriving
+        assert exchange is not None
+        self._in_head = False
+        exchange.method = self._parser.get_method()
+        exchange.url = self._url
+        exchange.keep_alive = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
+        self._body_limit = self._handler.body_limit(exchange)
+        if self._current is None and (exchange.header(b"expect") or b"").lower() == b"100-continue":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_chunk_complete(self) -> None:
+        self._chunk_count += 1
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self._arriving
+        assert exchange is not None
+        exchange.body_size += len(body)
+        if self._body_limit is not None and exchange.body_size > self._body_limit:
+            self._body.clear()
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        exchange, self._arriving = self._arriving, None
+        assert exchange is not None
+        body, self._body = self._body, []
+        exchange.body = body[0] if len(body) == 1 else b"".join(body)
+        self._in_head = True
+        self._head_size = 0
+        self._is_last_request = not exchange.keep_alive
+        self._waiting.append(exchange)
+        self._start_next()
+
+    # The order of requests and answers.
+
+    def _start_next(self) -> None:
+        if self._current is None and self._waiting and self._writable is None:
+            self._current = exchange = self._waiting.popleft()
+            if self._connections.is_draining:
+                exchange.keep_alive = False
+            self._handler.handle(exchange)
+        self._read_if(len(self._waiting) < MAX_PIPELINED)
+
+    def exchange_finished(self, exchange: Exchange) -> None:
+        """`exchange` has been answered in full."""
+        if exchange is self._current:
+            self._current = None
+        if not exchange.keep_alive or self._connections.is_draining:
+            self._waiting.clear()
+            self.transport.close()
+        elif self._waiting:
+            self._start_next()
+
+    def close_when_idle(self) -> None:
+        """Close the connection, after the current answer where one is due."""
+        if self._current is None:
+            self.transport.close()
+        else:
+            self._current.keep_alive = False
+
+    async def wait_until_writable(self) -> None:
+        if self._writable is not None:
+            await self._writable.wait()
+
+    def _read_if(self, should_read: bool) -> None:
+        if should_read != self._is_reading and not self.transport.is_closing():
+            self._is_reading = should_read
+            if should_read:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+
+    def _refuse(self, status: int, text: bytes) -> None:
+        """Answer bytes that are not a request, and close: what follows them cannot be understood."""
+        if not self.transport.is_closing():
+            exchange = Exchange(self, b"")
+            exchange.keep_alive = False
+            body = b'{"error":"%s"}' % text
+            exchange.respond(status, b"Content-Type: application/json\r\n", body)

@@ -1,0 +1,229 @@
+"""The infer route: requests from connections to `Server.submit`, responses back to the event loop.
+
+Owns the batching of submissions, and the crossing of threads that responses need. Requests that arrive in one
+iteration of the loop are submitted together after it, so that the batcher sees them all; what is quick then runs right
+here. Knows nothing of JSON or sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError, StatusCode, internal_error, unsupported
+from cantata.runtime.frontends.classification import classified
+from cantata.runtime.frontends.http.compression import accepted_encoding, compressed, decompressed
+from cantata.runtime.frontends.http.connection import Exchange
+from cantata.runtime.frontends.http.errors import JSON_HEADERS, checked_version, error_body, status_of
+from cantata.runtime.frontends.http.infer_request import InferBody, decode_infer_request, json_size_error
+from cantata.runtime.frontends.http.infer_response import encode_infer_response
+from cantata.runtime.frontends.http.options import HttpOptions
+from cantata.runtime.frontends.http.restriction import Restrictions
+from cantata.runtime.repository.model_version import ModelVersion
+from cantata.runtime.request import InferenceRequest
+from cantata.runtime.response import InferenceResponse, ParameterValue
+
+if TYPE_CHECKING:
+    from cantata.runtime.server import Server
+
+_log = logging.getLogger("cantata.http")
+
+_RESERVED_HEADERS: Final = frozenset(
+    {
+        "sequence_id",
+        "sequence_start",
+        "sequence_end",
+        "priority",
+        "timeout",
+        "headers",
+        "binary_data_output",
+    }
+)
+
+
+class InferRoute:
+    """All infer requests of one HTTP front-end. Its methods run on the loop's thread, but for `deliver`."""
+
+    def __init__(self, server: Server, options: HttpOptions, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._options = options
+        self._loop = loop
+        self._loop_thread = threading.get_ident()
+        self._forwarded = (
+            re.compile(options.header_forward_pattern, re.IGNORECASE)
+            if options.header_forward_pattern
+            else None
+        )
+        self._restrictions = Restrictions(options.restricted_apis)
+        self._arrived: list[tuple[Exchange, str, int]] = []
+        # Answers from other threads, and whether the loop has been told of them.
+        self._outbox: deque[tuple[Exchange, bytes]] = deque()
+        self._loop_was_told = False
+
+    def accept(self, exchange: Exchange, model_name: str, model_version: int) -> None:
+        """Take a request; it is submitted once everything that has arrived has been read."""
+        if not self._arrived:
+            self._loop.call_soon(self._submit_arrived)
+        self._arrived.append((exchange, model_name, model_version))
+
+    def deliver(self, exchange: Exchange, answer: bytes) -> None:
+        """Send an answer; any thread may call."""
+        if threading.get_ident() == self._loop_thread:
+            exchange.send(answer)
+            return
+        self._outbox.append((exchange, answer))
+        if not self._loop_was_told:
+            self._loop_was_told = True
+            try:
+                self._loop.call_soon_threadsafe(self._send_delivered)
+            except RuntimeError:
+                # The loop has ended: the server was closed, and every connection with it.
+                self._outbox.clear()
+
+    def _send_delivered(self) -> None:
+        # First: whoever appends from here on tells the loop again.
+        self._loop_was_told = False
+        outbox = self._outbox
+        while outbox:
+            exchange, answer = outbox.popleft()
+            exchange.send(answer)
+
+    def _submit_arrived(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        with self._server.workers.collecting() as work:
+            for exchange, model_name, model_version in arrived:
+                if exchange.is_disconnected:
+                    continue
+                refusal = self._restrictions.refusal("inference", exchange.header_text)
+                if refusal is None:
+                    self._submit(exchange, model_name, model_version)
+                else:
+                    exchange.respond(403, JSON_HEADERS, error_body(refusal))
+            work.run()
+
+    def _submit(self, exchange: Exchange, model_name: str, model_version: int) -> None:
+        received_ns = monotonic_ns()
+        try:
+            model = self._server.model(model_name, checked_version(model_version))
+            if model.is_decoupled:
+                raise unsupported("HTTP end point doesn't support models with decoupled transaction policy")
+            body = self._decode(exchange, model)
+            sender = _InferAnswer(self, exchange, model, body)
+            request = InferenceRequest(
+                model_name,
+                body.inputs,
+                sender,
+                received_ns,
+                model_version=model_version,
+                id=body.id,
+                requested_outputs=tuple(body.output_forms),
+                correlation_id=body.correlation_id,
+                flags=body.flags,
+                priority=body.priority,
+                timeout_us=body.timeout_us,
+                parameters=body.parameters,
+            )
+            exchange.on_disconnect = request.cancellation.cancel
+            self._server.submit(request)
+        except InferenceError as error:
+            exchange.send(_error_answer(exchange, error))
+        except Exception:
+            _log.exception("an infer request of model '%s' failed", model_name)
+            exchange.send(_error_answer(exchange, internal_error("Internal Server Error")))
+
+    def _decode(self, exchange: Exchange, model: ModelVersion) -> InferBody:
+        limit = self._options.max_input_size
+        header_length = encoding = None
+        for name, value in exchange.headers:
+            if name == b"inference-header-content-length":
+                header_length = value
+            elif name == b"content-encoding":
+                encoding = value
+        if exchange.has_oversized_body:
+            raise json_size_error(exchange.body_size, limit)
+        body = exchange.body if encoding is None else decompressed(exchange.body, encoding, limit)
+        decoded = decode_infer_request(body, header_length, model.spec, limit)
+        if self._forwarded is not None:
+            self._forward_headers(exchange, decoded)
+        return decoded
+
+    def _forward_headers(self, exchange: Exchange, decoded: InferBody) -> None:
+        assert self._forwarded is not None
+        forwarded: dict[str, ParameterValue] = {}
+        for raw_name, value in exchange.headers:
+            name = raw_name.decode("latin-1")
+            if self._forwarded.search(name):
+                if name in _RESERVED_HEADERS or name.startswith("triton_"):
+                    raise InferenceError(
+                        StatusCode.INVALID_ARG,
+                        f"Header '{name}' is reserved for Triton usage and cannot be forwarded.",
+                    )
+                forwarded[name] = value.decode("latin-1")
+        if forwarded:
+            decoded.parameters = {**(decoded.parameters or {}), **forwarded}
+
+
+class _InferAnswer:
+    """The sender of one infer request. HTTP has room for one response: any other number is an error."""
+
+    __slots__ = ("_body", "_count", "_exchange", "_model", "_response", "_route")
+
+    def __init__(self, route: InferRoute, exchange: Exchange, model: ModelVersion, body: InferBody) -> None:
+        self._route = route
+        self._exchange = exchange
+        self._model = model
+        self._body = body
+        self._response: InferenceResponse | None = None
+        self._count = 0
+
+    def send(self, response: InferenceResponse | None, final: bool) -> None:
+        if response is not None:
+            self._count += 1
+            if self._response is None or response.error is not None:
+                self._response = response
+        if final:
+            self._route.deliver(self._exchange, self._answer())
+
+    def wait_until_ready(self) -> None:
+        """One response is all there will be: the client is always ready for it."""
+
+    def _answer(self) -> bytes:
+        response, exchange = self._response, self._exchange
+        if exchange.is_disconnected:
+            return b""
+        try:
+            if response is not None and response.error is not None:
+                return _error_answer(exchange, response.error)
+            if response is None or self._count != 1:
+                raise internal_error(f"expected a single response, got {self._count}")
+            return self._encode(response)
+        except InferenceError as error:
+            return _error_answer(exchange, error)
+
+    def _encode(self, response: InferenceResponse) -> bytes:
+        body, exchange = self._body, self._exchange
+        outputs = response.outputs
+        for name, form in body.output_forms.items():
+            if form.class_count and name in outputs:
+                outputs = {**outputs, name: classified(outputs[name], form.class_count, self._model, name)}
+        headers, parts = encode_infer_response(response, outputs, body.output_forms, body.default_form)
+        encoding = accepted_encoding(exchange.header(b"accept-encoding"))
+        if encoding:
+            parts = [compressed(parts, encoding)]
+            headers += b"Content-Encoding: %s\r\n" % encoding
+        size = sum(map(len, parts))
+        # One bytes object, complete before this returns: what the outputs lie in may be the model's to use again.
+        return b"".join((exchange.head(200, headers + b"Content-Length: %d\r\n" % size), *parts))
+
+
+def _error_answer(exchange: Exchange, error: InferenceError) -> bytes:
+    body = error_body(error.message)
+    headers = JSON_HEADERS
+    if error.message == "Unsupported compression type":
+        headers += b"Accept-Encoding: gzip, deflate\r\n"
+    return exchange.head(status_of(error), headers + b"Content-Length: %d\r\n" % len(body)) + body

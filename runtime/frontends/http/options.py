@@ -1,0 +1,30 @@
+"""What the command line can say about the HTTP front-end, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RestrictedApi:
+    """`--http-restricted-api`: requests of these `categories` must carry the header `key` with exactly `value`."""
+
+    categories: frozenset[str]
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class HttpOptions:
+    """Where to listen and what to accept. A port of None switches that listener off; 0 picks a free port."""
+
+    address: str = "0.0.0.0"
+    port: int | None = 8000
+    reuse_port: bool = False
+    metrics_address: str | None = None
+    metrics_port: int | None = None
+    # The most bytes of a JSON document, a JSON tensor, a raw input or a decompressed body.
+    max_input_size: int = 64 << 20
+    # Request headers that match become request parameters; empty forwards none.
+    header_forward_pattern: str = ""
+    restricted_apis: tuple[RestrictedApi, ...] = ()

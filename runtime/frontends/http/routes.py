@@ -1,0 +1,194 @@
+"""Every endpoint but infer, as a Starlette application; and the metrics port's.
+
+Owns paths, methods, and the bodies of their answers (reference, section 3). Handlers are short and run on the event
+loop; what they tell comes from the server's facade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cantata.runtime.errors import InferenceError, invalid_argument, unavailable, unsupported
+from cantata.runtime.frontends.http.documents import (
+    index_document,
+    model_metadata_document,
+    server_metadata_document,
+    statistics_document,
+)
+from cantata.runtime.frontends.http.errors import checked_version, error_body, status_of
+from cantata.runtime.frontends.http.json_members import parse_json
+from cantata.runtime.frontends.http.options import HttpOptions
+from cantata.runtime.frontends.http.restriction import Restrictions
+from cantata.runtime.observe.metrics import METRICS_CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from cantata.runtime.server import Server
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def create_application(server: Server, options: HttpOptions) -> Starlette:
+    """The application of the HTTP port. Infer requests with the right method never reach it."""
+    endpoints = _Endpoints(server)
+    restrictions = Restrictions(options.restricted_apis)
+
+    def route(method: str, path: str, category: str, endpoint: Endpoint) -> Route:
+        made = Route(path, restrictions.guarded(category, endpoint), methods=[method])
+        # Starlette adds HEAD to GET; Triton knows GET alone.
+        made.methods = {method}
+        return made
+
+    def model_routes(method: str, suffix: str, category: str, endpoint: Endpoint) -> list[Route]:
+        paths = (f"/v2/models/{{model}}{suffix}", f"/v2/models/{{model}}/versions/{{version:int}}{suffix}")
+        return [route(method, path, category, endpoint) for path in paths]
+
+    return Starlette(
+        routes=[
+            route("GET", "/v2", "metadata", endpoints.server_metadata),
+            route("GET", "/v2/health/live", "health", endpoints.live),
+            route("GET", "/v2/health/ready", "health", endpoints.ready),
+            # Before the models: a model called "stats" has no metadata address.
+            route("GET", "/v2/models/stats", "statistics", endpoints.statistics),
+            *model_routes("GET", "", "metadata", endpoints.model_metadata),
+            *model_routes("GET", "/ready", "health", endpoints.model_ready),
+            *model_routes("GET", "/config", "model-config", endpoints.model_config),
+            *model_routes("GET", "/stats", "statistics", endpoints.statistics),
+            *model_routes("POST", "/infer", "inference", endpoints.infer),
+            route("POST", "/v2/repository/index", "model-repository", endpoints.repository_index),
+            route(
+                "POST", "/v2/repository/{repository}/index", "model-repository", endpoints.repository_index
+            ),
+            *[
+                route(
+                    "POST",
+                    f"/v2/repository{repository}/models/{{model}}/{action}",
+                    "model-repository",
+                    endpoint,
+                )
+                for action in ("load", "unload")
+                for repository, endpoint in (
+                    ("", endpoints.load_or_unload),
+                    ("/{repository}", endpoints.load_or_unload_elsewhere),
+                )
+            ],
+        ],
+        exception_handlers={HTTPException: _http_error, InferenceError: _inference_error},
+    )
+
+
+def create_metrics_application(render: Callable[[], bytes]) -> Starlette:
+    """The application of the metrics port; `render` makes the text."""
+
+    async def metrics(_request: Request) -> Response:
+        return Response(render(), headers={"content-type": METRICS_CONTENT_TYPE})
+
+    async def nothing(_request: Request) -> Response:
+        return Response(headers={"content-type": METRICS_CONTENT_TYPE})
+
+    return Starlette(
+        routes=[
+            Route("/metrics", metrics),
+            Route("/metrics/", metrics),
+            Route("/{path:path}", nothing),
+        ]
+    )
+
+
+class _Endpoints:
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._metadata: bytes | None = None
+
+    async def live(self, _request: Request) -> Response:
+        return self._health(self._server.is_live())
+
+    async def ready(self, _request: Request) -> Response:
+        return self._health(self._server.is_ready())
+
+    def _health(self, is_well: bool) -> Response:
+        if self._server.is_exiting:
+            raise unavailable("Server exiting")
+        return _empty(200 if is_well else 400)
+
+    async def server_metadata(self, _request: Request) -> Response:
+        if self._metadata is None:
+            self._metadata = orjson.dumps(server_metadata_document(self._server.metadata()))
+        return _json(self._metadata)
+
+    async def model_metadata(self, request: Request) -> Response:
+        name, version = _model_of(request)
+        model = self._server.model(name, version)
+        versions = [version] if version != -1 else self._server.model_versions(name)
+        return _json(orjson.dumps(model_metadata_document(model, versions)))
+
+    async def model_ready(self, request: Request) -> Response:
+        if not self._server.is_model_ready(*_model_of(request)):
+            raise invalid_argument("Model version not ready")
+        return _empty(200)
+
+    async def model_config(self, request: Request) -> Response:
+        return _json(self._server.model(*_model_of(request)).config_json)
+
+    async def statistics(self, request: Request) -> Response:
+        name, version = _model_of(request) if "model" in request.path_params else ("", -1)
+        return _json(orjson.dumps(statistics_document(self._server.statistics(name, version))))
+
+    async def infer(self, _request: Request) -> Response:
+        raise HTTPException(404)
+
+    async def repository_index(self, request: Request) -> Response:
+        document = await _body_document(request)
+        ready_only = False
+        if isinstance(document, dict) and "ready" in document:
+            if type(document["ready"]) is not bool:
+                raise invalid_argument("Invalid value for 'ready': expected a boolean")
+            ready_only = document["ready"]
+        entries = self._server.repository_index(ready_only)
+        return _json(orjson.dumps([index_document(entry) for entry in entries]))
+
+    async def load_or_unload(self, request: Request) -> Response:
+        await _body_document(request)
+        raise unavailable("explicit model load / unload is not allowed if polling is enabled")
+
+    async def load_or_unload_elsewhere(self, _request: Request) -> Response:
+        raise unsupported("'repository_name' specification is not supported")
+
+
+def _model_of(request: Request) -> tuple[str, int]:
+    """The model's name and the version in a path, -1 where there is none."""
+    return request.path_params["model"], checked_version(request.path_params.get("version", -1))
+
+
+async def _body_document(request: Request) -> object:
+    body = await request.body()
+    return parse_json(body) if body else None
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, headers={"content-type": "application/json"})
+
+
+def _empty(status: int) -> Response:
+    return Response(status_code=status, headers={"content-type": "text/plain"})
+
+
+def _error(status: int, message: str) -> Response:
+    return Response(error_body(message), status_code=status, headers={"content-type": "application/json"})
+
+
+async def _inference_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, InferenceError)
+    return _error(status_of(error), error.message)
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, error.detail)

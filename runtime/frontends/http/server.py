@@ -1,0 +1,222 @@
+"""The HTTP front-end: its sockets, its thread with an event loop, its start and its end.
+
+One thread serves the HTTP port and the metrics port. What a path means is said in `routes` and `infer`; how bytes
+become requests in `connection`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import threading
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
+
+import uvloop
+from starlette.types import ASGIApp
+
+from cantata.runtime.frontends.http.asgi import serve_asgi
+from cantata.runtime.frontends.http.connection import Connection, Connections, Exchange
+from cantata.runtime.frontends.http.infer import InferRoute
+from cantata.runtime.frontends.http.options import HttpOptions
+from cantata.runtime.frontends.http.routes import create_application, create_metrics_application
+from cantata.runtime.observe.metrics import CpuFigures, MetricsText
+
+if TYPE_CHECKING:
+    from cantata.runtime.server import Server
+
+_BACKLOG: Final = 1024
+_INFER_PATH: Final = re.compile(rb"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
+# How many addresses of models are remembered with what they mean.
+_MAX_KNOWN_URLS: Final = 1024
+# What the metrics port and the endpoints without a large body take.
+_MAX_SMALL_BODY: Final = 64 << 20
+
+
+class HttpServer:
+    """The HTTP and metrics ports of one server. `start` and `close` are called once each, from any thread."""
+
+    def __init__(self, server: Server, options: HttpOptions) -> None:
+        self._server = server
+        self._options = options
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._ports: list[_Port] = []
+        self.port: int | None = None
+        self.metrics_port: int | None = None
+
+    def start(self) -> None:
+        """Bind the ports and serve; raises OSError, naming the address, when a port cannot be had."""
+        options = self._options
+        sockets: list[socket.socket] = []
+        try:
+            if options.port is not None:
+                sockets.append(_bound_socket(options.address, options.port, options.reuse_port))
+                self.port = sockets[-1].getsockname()[1]
+            if options.metrics_port is not None:
+                address = options.metrics_address or options.address
+                sockets.append(_bound_socket(address, options.metrics_port, options.reuse_port))
+                self.metrics_port = sockets[-1].getsockname()[1]
+        except OSError:
+            for bound in sockets:
+                bound.close()
+            raise
+        is_serving = threading.Event()
+        self._thread = threading.Thread(
+            target=self._serve, args=(sockets, is_serving), name="cantata-http", daemon=True
+        )
+        self._thread.start()
+        is_serving.wait()
+
+    def stop_accepting(self, timeout_s: float | None = None) -> bool:
+        """Take no more requests, and wait for the answers to those that were taken.
+
+        Returns False when some were not answered within `timeout_s`.
+        """
+        if self._loop is None:
+            return True
+        drained = asyncio.run_coroutine_threadsafe(self._drain(), self._loop)
+        try:
+            drained.result(timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Cut off what is still connected, and end the thread. Closing twice does nothing."""
+        loop, self._loop = self._loop, None
+        if loop is None or self._thread is None:
+            return
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+
+    def _serve(self, sockets: list[socket.socket], is_serving: threading.Event) -> None:
+        loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(loop)
+        try:
+            handlers = self._handlers(loop)
+            for bound, handler in zip(sockets, handlers, strict=True):
+                port = _Port(handler)
+                loop.run_until_complete(port.listen(loop, bound))
+                self._ports.append(port)
+            self._loop = loop
+            is_serving.set()
+            loop.run_forever()
+            loop.run_until_complete(self._abort())
+        finally:
+            is_serving.set()
+            asyncio.set_event_loop(None)
+            loop.close()
+
+    def _handlers(self, loop: asyncio.AbstractEventLoop) -> list[_HttpHandler | _AsgiHandler]:
+        handlers: list[_HttpHandler | _AsgiHandler] = []
+        if self._options.port is not None:
+            handlers.append(_HttpHandler(self._server, self._options, loop))
+        if self._options.metrics_port is not None:
+            metrics = MetricsText(self._server.model_figures, CpuFigures.available())
+            handlers.append(_AsgiHandler(create_metrics_application(metrics.render), loop))
+        return handlers
+
+    async def _drain(self) -> None:
+        for port in self._ports:
+            port.stop_listening()
+        for port in self._ports:
+            await port.connections.drain()
+
+    async def _abort(self) -> None:
+        for port in self._ports:
+            port.stop_listening()
+            port.connections.abort()
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Port:
+    """One listening socket, and the connections that it has accepted."""
+
+    def __init__(self, handler: _HttpHandler | _AsgiHandler) -> None:
+        self.connections = Connections()
+        self._handler = handler
+        self._listener: asyncio.Server | None = None
+
+    async def listen(self, loop: asyncio.AbstractEventLoop, bound: socket.socket) -> None:
+        self._listener = await loop.create_server(
+            lambda: Connection(self._handler, self.connections), sock=bound, backlog=_BACKLOG
+        )
+
+    def stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+
+class _AsgiHandler:
+    """Serves every request of a port with an ASGI application."""
+
+    def __init__(self, application: ASGIApp, loop: asyncio.AbstractEventLoop) -> None:
+        self._application = application
+        self._loop = loop
+        # Referred to, so that no task is collected before it ends.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def body_limit(self, exchange: Exchange) -> int | None:  # noqa: ARG002 - the same for all
+        return _MAX_SMALL_BODY
+
+    def handle(self, exchange: Exchange) -> None:
+        task = self._loop.create_task(serve_asgi(self._application, exchange))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _HttpHandler:
+    """Serves the HTTP port: infer requests go their own short way, all others through the application."""
+
+    def __init__(self, server: Server, options: HttpOptions, loop: asyncio.AbstractEventLoop) -> None:
+        self._infer = InferRoute(server, options, loop)
+        self._application = _AsgiHandler(create_application(server, options), loop)
+        self._max_input_size = options.max_input_size
+        # Infer addresses seen so far: the model's name and version, or None for an address of something else.
+        self._known_urls: dict[bytes, tuple[str, int] | None] = {}
+
+    def body_limit(self, exchange: Exchange) -> int | None:
+        """None for binary tensors behind a JSON header, which have no limit: they are as large as they must be."""
+        header_length = exchange.header(b"inference-header-content-length")
+        if header_length not in (None, b"0") and exchange.header(b"content-encoding") is None:
+            return None
+        return self._max_input_size
+
+    def handle(self, exchange: Exchange) -> None:
+        url = exchange.url
+        target = self._known_urls.get(url)
+        if target is None and url not in self._known_urls:
+            target = self._resolve(url)
+        if target is None or exchange.method != b"POST":
+            self._application.handle(exchange)
+        else:
+            self._infer.accept(exchange, *target)
+
+    def _resolve(self, url: bytes) -> tuple[str, int] | None:
+        match = _INFER_PATH.fullmatch(url.partition(b"?")[0])
+        target = None if match is None else (unquote(match[1].decode("latin-1")), int(match[2] or -1))
+        if len(self._known_urls) >= _MAX_KNOWN_URLS:
+            self._known_urls.clear()
+        self._known_urls[url] = target
+        return target
+
+
+def _bound_socket(address: str, port: int, reuse_port: bool) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind((address, port))
+        bound.listen(_BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise OSError(error.errno, f"cannot listen on {address}:{port}: {error.strerror}") from None
+    return bound
