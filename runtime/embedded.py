@@ -227,8 +227,10 @@ class _StreamSender:
         request = self._request
         with self._changed:
             self._changed.wait_for(
-                lambda: len(self._responses) < _STREAM_BUFFER
-                or (request is not None and request.cancellation.is_cancelled)
+                lambda: (
+                    len(self._responses) < _STREAM_BUFFER
+                    or (request is not None and request.cancellation.is_cancelled)
+                )
             )
 
     def next_response(self) -> InferenceResponse | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cantata.dag.checks import check_cycles
-from cantata.dag.composition import ComposingModel, FindModel, MissingModel, MissingReason, check_composition
+from cantata.dag.composition import ComposingModel, FindModel, MissingModel, check_composition
 from cantata.grammars.problems import Problem
 from cantata.runtime.backends.backend import Backend, BackendSettings
 from cantata.runtime.backends.catalog import open_backend
@@ -31,9 +31,7 @@ class RepositoryCheck:
     problems: list[Problem]
 
 
-def check_repositories(
-    paths: str | Path | Sequence[str | Path], config_name: str = ""
-) -> RepositoryCheck:
+def check_repositories(paths: str | Path | Sequence[str | Path], config_name: str = "") -> RepositoryCheck:
     """Validate every model of one or several repositories, without serving any.
 
     Raises InferenceError when a repository cannot be read.
@@ -49,7 +47,8 @@ def check_repositories(
     finally:
         backends.close()
     problems = [
-        Problem("model appears in two or more repositories", model=name) for name in sorted(contents.duplicated)
+        Problem("model appears in two or more repositories", model=name)
+        for name in sorted(contents.duplicated)
     ]
     for name, model in models.items():
         problems += _own_problems(name, model)
@@ -60,12 +59,12 @@ def check_repositories(
 def find_prepared(models: dict[str, PreparedModel]) -> FindModel:
     """The lookup that the ensembles' checks and drawings need, over models that are not loaded."""
 
-    def find(name: str, version: int) -> ComposingModel | MissingModel:  # noqa: ARG001 - the checks' signature
+    def find(name: str, version: int) -> ComposingModel | MissingModel:
         model = models.get(name)
         if model is None:
-            return MissingModel(MissingReason.NOT_FOUND, known_models=tuple(models))
+            return MissingModel(is_known=False, known_models=tuple(models))
         if model.failure() is not None and not model.config.input and not model.config.output:
-            return MissingModel(MissingReason.INVALID, str(model.failure()))
+            return MissingModel(is_known=True, reason=str(model.failure()), is_valid=False)
         is_complete = bool(model.config.input) and bool(model.config.output)
         return ComposingModel(model.config, model.versions, is_complete=is_complete)
 
@@ -116,7 +115,5 @@ class _OfflineBackends:
     def submit(self, request: InferenceRequest) -> None:
         raise unavailable(f"model '{request.model_name}' cannot be called: nothing is being served")
 
-    def is_decoupled(self, model_name: str, model_version: int) -> bool:  # noqa: ARG002 - ServerServices'
+    def is_decoupled(self, model_name: str, model_version: int) -> bool:
         raise unavailable(f"model '{model_name}' cannot be called: nothing is being served")
-
-

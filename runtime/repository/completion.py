@@ -83,7 +83,11 @@ def prepare_model(
     positions = parsed.positions
     if directory.config_text is None and completing is Completing.NEVER:
         return PreparedModel(
-            directory, ModelConfig(name=directory.name), positions, (), (_missing_config(directory, positions),)
+            directory,
+            ModelConfig(name=directory.name),
+            positions,
+            (),
+            (_missing_config(directory, positions),),
         )
     if parsed.config is None:
         return PreparedModel(
@@ -164,5 +168,3 @@ def _no_version(directory: ModelDirectory, config: ModelConfig, positions: Posit
         f"at least one version must be available under the version policy of model '{config.name}'",
         f"version directories found: {found}",
     )
-
-

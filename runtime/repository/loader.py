@@ -14,7 +14,13 @@ from collections.abc import Callable, Mapping
 from cantata.dag.composition import FindModel, check_composition, is_decoupled_ensemble
 from cantata.dag.plan import compile_plan
 from cantata.grammars.model_config import ModelConfig, ModelTransactionPolicy
-from cantata.runtime.backends.backend import Backend, BackendInstance, BackendSettings, LoadedModel, ServerServices
+from cantata.runtime.backends.backend import (
+    Backend,
+    BackendInstance,
+    BackendSettings,
+    LoadedModel,
+    ServerServices,
+)
 from cantata.runtime.backends.catalog import open_backend
 from cantata.runtime.errors import internal_error
 from cantata.runtime.execution.devices import place_instances
@@ -102,7 +108,9 @@ class ModelLoader:
         spec = ModelSpec(config, version)
         scheduler = EnsembleScheduler(spec, plan, steps)
         seconds = time.monotonic() - started
-        return ModelVersion(config, version, prepared.directory.path, spec, scheduler, None, tuple(steps), seconds)
+        return ModelVersion(
+            config, version, prepared.directory.path, spec, scheduler, None, tuple(steps), seconds
+        )
 
     def close(self) -> None:
         """Close the backends; every model must have been closed."""
@@ -132,5 +140,3 @@ def _close_all(instances: list[BackendInstance], model: LoadedModel) -> None:
         model.close()
     except Exception:
         _log.exception("a model could not be closed")
-
-

@@ -67,9 +67,7 @@ class Registry:
     def all_versions(self) -> list[ModelVersion]:
         """Every version that is loaded or being unloaded, by name and version."""
         return [
-            versions[number]
-            for _, versions in sorted(self._versions.items())
-            for number in sorted(versions)
+            versions[number] for _, versions in sorted(self._versions.items()) for number in sorted(versions)
         ]
 
     def is_known(self, name: str) -> bool:
@@ -87,7 +85,9 @@ class Registry:
         by_number = {version.version: version for version in versions}
         failed = tuple(failures)
         with self._lock:
-            self._versions = {**self._versions, name: by_number} if by_number or not failed else self._versions
+            self._versions = (
+                {**self._versions, name: by_number} if by_number or not failed else self._versions
+            )
             self._failures = {**self._failures, name: failed}
             self._unloaded_names -= {name}
             self._refresh(name)

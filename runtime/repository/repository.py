@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cantata.dag.checks import check_cycles
-from cantata.dag.composition import ComposingModel, MissingModel, MissingReason
+from cantata.dag.composition import ComposingModel, MissingModel
 from cantata.grammars.problems import Problem
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, internal_error
@@ -151,10 +151,9 @@ class ModelRepository:
             found = self._registry.find(name, version if version in ready else -1)
             return ComposingModel(found.config, tuple(ready))
         if not self._registry.is_known(name):
-            return MissingModel(MissingReason.NOT_FOUND, known_models=tuple(self._found_names))
+            return MissingModel(is_known=False, known_models=tuple(self._found_names))
         reasons = [failure.reason for failure in self._registry.failures() if failure.name == name]
-        reason = MissingReason.INVALID if name in self._invalid else MissingReason.NOT_LOADED
-        return MissingModel(reason, "; ".join(reasons))
+        return MissingModel(is_known=True, reason="; ".join(reasons), is_valid=name not in self._invalid)
 
 
 def _step_models(prepared: PreparedModel) -> set[str]:

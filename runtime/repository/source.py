@@ -84,9 +84,9 @@ def _versions(directory: Path) -> tuple[int, ...]:
         if not name.isascii() or not name.isdigit():
             _log.warning("model '%s': directory '%s' is not a version and is ignored", directory.name, name)
         elif name != "0" and name.startswith("0"):
-            _log.warning("model '%s': version directory '%s' begins with a zero and is ignored", directory.name, name)
+            _log.warning(
+                "model '%s': version directory '%s' begins with a zero and is ignored", directory.name, name
+            )
         else:
             versions.append(int(name))
     return tuple(sorted(versions))
-
-

@@ -61,7 +61,7 @@ class SingleRequestQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def add(self, request: InferenceRequest, now_ns: int) -> None:  # noqa: ARG002 - the protocol's
+    def add(self, request: InferenceRequest, now_ns: int) -> None:
         self._queue.append(request)
 
     def ready_at(self, now_ns: int) -> int:

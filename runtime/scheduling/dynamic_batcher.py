@@ -41,7 +41,7 @@ class DynamicBatcher:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def add(self, request: InferenceRequest, now_ns: int) -> None:  # noqa: ARG002 - the protocol's
+    def add(self, request: InferenceRequest, now_ns: int) -> None:
         self._queue.append(request)
         if not self._is_complete:
             self._consider(request)

@@ -1,0 +1,247 @@
+"""The flags of `cantata serve`: tritonserver's names, their types, defaults and meanings, as one table.
+
+Owns parsing by that table: `--flag=value`, `--flag value`, repeated flags, and a suggestion for an unknown one.
+Knows nothing of what the values are for.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cantata.grammars.problems import suggest
+
+
+class FlagError(Exception):
+    """The command line cannot be understood; the text says why."""
+
+
+class FlagKind(enum.Enum):
+    """What a flag's value is."""
+
+    TEXT = "text"
+    INTEGER = "integer"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+    # No value: present or not.
+    SWITCH = "switch"
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag. `default` is as it would be typed; `choices` empty means any value."""
+
+    name: str
+    kind: FlagKind
+    default: str
+    meaning: str
+    group: str
+    is_repeatable: bool = False
+    choices: tuple[str, ...] = ()
+
+
+FlagValues = Mapping[str, tuple[str, ...]]
+
+
+def _flags(group: str, *rows: tuple[str, FlagKind, str, str]) -> list[Flag]:
+    return [Flag(name, kind, default, meaning, group) for name, kind, default, meaning in rows]
+
+
+_T, _I, _N, _B, _S = (
+    FlagKind.TEXT,
+    FlagKind.INTEGER,
+    FlagKind.NUMBER,
+    FlagKind.BOOLEAN,
+    FlagKind.SWITCH,
+)
+
+SERVE_FLAGS: tuple[Flag, ...] = (
+    Flag(
+        "model-repository", _T, "", "a directory of models; may be given again", "Models", is_repeatable=True
+    ),
+    Flag("model-store", _T, "", "the same as --model-repository", "Models", is_repeatable=True),
+    Flag(
+        "model-control-mode",
+        _T,
+        "none",
+        "'none': load every model at start, and none later",
+        "Models",
+        choices=("none",),
+    ),
+    *_flags(
+        "Models",
+        ("model-config-name", _T, "", "prefer configs/<name>.pbtxt over config.pbtxt where a model has it"),
+        ("model-load-thread-count", _I, "4", "how many models are loaded at once"),
+        ("exit-on-error", _B, "true", "exit when a model fails to load, instead of serving the others"),
+        ("disable-auto-complete-config", _S, "false", "take each config.pbtxt as it is, and require one"),
+        ("strict-model-config", _B, "false", "the same as --disable-auto-complete-config, when true"),
+    ),
+    Flag(
+        "backend-config",
+        _T,
+        "",
+        "[<backend>,]<setting>=<value>; may be given again",
+        "Models",
+        is_repeatable=True,
+    ),
+    *_flags(
+        "Server",
+        ("id", _T, "triton", "the name that the server gives itself"),
+        (
+            "exit-timeout-secs",
+            _N,
+            "30",
+            "how long accepted requests may take to finish when the server stops",
+        ),
+        ("strict-readiness", _B, "true", "be ready only while every model is"),
+    ),
+    *_flags(
+        "HTTP",
+        ("allow-http", _B, "true", "serve HTTP"),
+        ("http-address", _T, "0.0.0.0", "the address to listen on"),
+        ("http-port", _I, "8000", "the port to listen on; 0 takes a free one"),
+        ("reuse-http-port", _B, "false", "let several servers share the port"),
+        ("http-max-input-size", _I, "67108864", "the most bytes of JSON, or of unpacked body, in a request"),
+    ),
+    *_flags(
+        "gRPC",
+        ("allow-grpc", _B, "true", "serve gRPC"),
+        ("grpc-address", _T, "0.0.0.0", "the address to listen on"),
+        ("grpc-port", _I, "8001", "the port to listen on; 0 takes a free one"),
+        ("reuse-grpc-port", _B, "false", "let several servers share the port"),
+        ("grpc-use-ssl", _B, "false", "use TLS"),
+        ("grpc-use-ssl-mutual", _B, "false", "use TLS, and require the client's certificate"),
+        ("grpc-server-cert", _T, "", "file of the server's certificate, PEM"),
+        ("grpc-server-key", _T, "", "file of the server's private key, PEM"),
+        ("grpc-root-cert", _T, "", "file of the certificates that clients are checked against, PEM"),
+    ),
+    Flag(
+        "grpc-infer-response-compression-level",
+        _T,
+        "none",
+        "how hard to compress inference responses",
+        "gRPC",
+        choices=("none", "low", "medium", "high"),
+    ),
+    *_flags(
+        "gRPC",
+        ("grpc-keepalive-time", _I, "7200000", "milliseconds without traffic before a keep-alive ping"),
+        ("grpc-keepalive-timeout", _I, "20000", "milliseconds that a ping's answer may take"),
+        ("grpc-keepalive-permit-without-calls", _B, "false", "ping also while no call is in flight"),
+        ("grpc-http2-max-pings-without-data", _I, "2", "pings that may be sent without data between them"),
+        (
+            "grpc-http2-min-recv-ping-interval-without-data",
+            _I,
+            "300000",
+            "milliseconds that a client must leave between pings without data",
+        ),
+        ("grpc-http2-max-ping-strikes", _I, "2", "bad pings that are put up with"),
+        (
+            "grpc-max-connection-age",
+            _I,
+            "0",
+            "milliseconds after which a connection is asked to close; 0 for never",
+        ),
+        ("grpc-max-connection-age-grace", _I, "0", "milliseconds that it then has left; 0 for no limit"),
+    ),
+    *_flags(
+        "Metrics",
+        ("allow-metrics", _B, "true", "serve Prometheus metrics"),
+        ("metrics-address", _T, "", "the address to listen on; that of HTTP where it is not given"),
+        ("metrics-port", _I, "8002", "the port to listen on; 0 takes a free one"),
+    ),
+    *_flags(
+        "Logging",
+        ("log-verbose", _I, "0", "the level of verbose messages; 0 for none"),
+        ("log-info", _B, "true", "log information"),
+        ("log-warning", _B, "true", "log warnings"),
+        ("log-error", _B, "true", "log errors"),
+    ),
+    Flag(
+        "log-format",
+        _T,
+        "default",
+        "one line for each event: for people, or as JSON",
+        "Logging",
+        choices=("default", "ISO8601", "json"),
+    ),
+    *_flags("Logging", ("log-file", _T, "", "write the log there instead of to standard error")),
+)
+
+_TRUE = frozenset({"true", "1"})
+_FALSE = frozenset({"false", "0"})
+
+
+def parse_flags(arguments: Sequence[str], flags: Sequence[Flag]) -> tuple[FlagValues, list[str]]:
+    """The values given for each flag, in order, and the arguments that are no flags.
+
+    Raises FlagError for an unknown flag (with a suggestion), a value of the wrong kind, or one that is missing.
+    """
+    by_name = {flag.name: flag for flag in flags}
+    values: dict[str, tuple[str, ...]] = {}
+    positional: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if not argument.startswith("-") or argument == "-":
+            positional.append(argument)
+            continue
+        name, has_value, value = argument.lstrip("-").partition("=")
+        flag = by_name.get(name)
+        if flag is None:
+            raise FlagError(_unknown(argument, name, by_name))
+        if flag.kind is FlagKind.SWITCH:
+            value = value if has_value else "true"
+        elif not has_value:
+            if not waiting:
+                raise FlagError(f"--{name} needs a value")
+            value = waiting.pop(0)
+        _check(flag, value)
+        values[name] = (*values.get(name, ()), value) if flag.is_repeatable else (value,)
+    return values, positional
+
+
+def truth(value: str) -> bool:
+    """A checked boolean's value."""
+    return value.lower() in _TRUE
+
+
+def describe_flags(flags: Sequence[Flag]) -> str:
+    """The flags by group, one a line, for `--help`."""
+    lines: list[str] = []
+    groups = dict.fromkeys(flag.group for flag in flags)
+    width = max(len(flag.name) for flag in flags) + 4
+    for group in groups:
+        lines.append(f"\n{group}:")
+        for flag in flags:
+            if flag.group == group:
+                default = f" [{flag.default}]" if flag.default and flag.kind is not FlagKind.SWITCH else ""
+                choices = f" ({', '.join(flag.choices)})" if flag.choices else ""
+                lines.append(f"  --{flag.name:<{width}}{flag.meaning}{choices}{default}")
+    return "\n".join(lines)
+
+
+def _unknown(argument: str, name: str, by_name: Mapping[str, Flag]) -> str:
+    nearest = suggest(name, by_name)
+    hint = f"; {nearest}".replace("'", "'--", 1) if nearest else ""
+    return f"unknown flag {argument.partition('=')[0]}{hint}"
+
+
+def _check(flag: Flag, value: str) -> None:
+    expected = ""
+    if flag.kind is FlagKind.INTEGER:
+        if not value.removeprefix("-").isdigit():
+            expected = "an integer"
+    elif flag.kind is FlagKind.NUMBER:
+        try:
+            float(value)
+        except ValueError:
+            expected = "a number"
+    elif flag.kind in (FlagKind.BOOLEAN, FlagKind.SWITCH):
+        if value.lower() not in _TRUE | _FALSE:
+            expected = "true or false"
+    elif flag.choices and value not in flag.choices:
+        expected = f"one of {', '.join(flag.choices)}"
+    if expected:
+        raise FlagError(f"--{flag.name} expects {expected}, got '{value}'")

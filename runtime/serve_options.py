@@ -1,0 +1,153 @@
+"""From the flags of `cantata serve` to the options of its parts. Owns the rules between flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cantata.runtime.flags import SERVE_FLAGS, FlagError, FlagKind, FlagValues, truth
+from cantata.runtime.frontends.grpc.options import GrpcOptions
+from cantata.runtime.frontends.http.options import HttpOptions
+from cantata.runtime.options import ServerOptions
+from cantata.runtime.serve import LogOptions, ServeOptions
+
+_KINDS = {flag.name: flag.kind for flag in SERVE_FLAGS}
+_DEFAULTS = {flag.name: flag.default for flag in SERVE_FLAGS}
+
+
+class _Flags:
+    """Typed access to the flags' values, the last one where a flag was given twice."""
+
+    def __init__(self, values: FlagValues) -> None:
+        self._values = values
+
+    def all(self, name: str) -> tuple[str, ...]:
+        return self._values.get(name, ())
+
+    def text(self, name: str) -> str:
+        return self._values.get(name, (_DEFAULTS[name],))[-1]
+
+    def integer(self, name: str) -> int:
+        assert _KINDS[name] is FlagKind.INTEGER
+        return int(self.text(name))
+
+    def truth(self, name: str) -> bool:
+        assert _KINDS[name] in (FlagKind.BOOLEAN, FlagKind.SWITCH)
+        return truth(self.text(name))
+
+    def port(self, name: str) -> int:
+        port = self.integer(name)
+        if not 0 <= port <= 65535:
+            raise FlagError(f"--{name} expects a port between 0 and 65535, got '{port}'")
+        return port
+
+
+def serve_options(values: FlagValues, positional: list[str]) -> ServeOptions:
+    """The options that checked flags amount to; raises FlagError where they contradict each other."""
+    flags = _Flags(values)
+    if positional:
+        raise FlagError(f"unexpected argument '{positional[0]}': name repositories with --model-repository")
+    _check_ports(flags)
+    log_file = flags.text("log-file")
+    return ServeOptions(
+        server=_server_options(flags),
+        http=_http_options(flags),
+        grpc=_grpc_options(flags) if flags.truth("allow-grpc") else None,
+        log=LogOptions(
+            format=flags.text("log-format"),
+            verbose=flags.integer("log-verbose"),
+            info=flags.truth("log-info"),
+            warning=flags.truth("log-warning"),
+            error=flags.truth("log-error"),
+            file=Path(log_file) if log_file else None,
+        ),
+    )
+
+
+def _server_options(flags: _Flags) -> ServerOptions:
+    repositories = flags.all("model-repository") + flags.all("model-store")
+    if not repositories:
+        raise FlagError("--model-repository must be specified")
+    thread_count = flags.integer("model-load-thread-count")
+    if thread_count < 1:
+        raise FlagError(f"--model-load-thread-count expects a positive number, got '{thread_count}'")
+    return ServerOptions(
+        model_repository=tuple(Path(path) for path in repositories),
+        id=flags.text("id"),
+        exit_on_error=flags.truth("exit-on-error"),
+        disable_auto_complete_config=flags.truth("disable-auto-complete-config")
+        or flags.truth("strict-model-config"),
+        strict_readiness=flags.truth("strict-readiness"),
+        model_config_name=flags.text("model-config-name"),
+        model_load_thread_count=thread_count,
+        exit_timeout_secs=float(flags.text("exit-timeout-secs")),
+        backend_config=_backend_config(flags.all("backend-config")),
+    )
+
+
+def _backend_config(values: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    config: dict[str, dict[str, str]] = {}
+    for value in values:
+        head, equals, setting_value = value.partition("=")
+        backend, comma, setting = head.rpartition(",")
+        if not equals or not setting or (comma and not backend):
+            raise FlagError(f"--backend-config expects [<backend>,]<setting>=<value>, got '{value}'")
+        config.setdefault(backend, {})[setting] = setting_value
+    return config
+
+
+def _http_options(flags: _Flags) -> HttpOptions | None:
+    allows_http, allows_metrics = flags.truth("allow-http"), flags.truth("allow-metrics")
+    if not allows_http and not allows_metrics:
+        return None
+    return HttpOptions(
+        address=flags.text("http-address"),
+        port=flags.port("http-port") if allows_http else None,
+        reuse_port=flags.truth("reuse-http-port"),
+        metrics_address=flags.text("metrics-address") or None,
+        metrics_port=flags.port("metrics-port") if allows_metrics else None,
+        max_input_size=flags.integer("http-max-input-size"),
+    )
+
+
+def _grpc_options(flags: _Flags) -> GrpcOptions:
+    return GrpcOptions(
+        address=flags.text("grpc-address"),
+        port=flags.port("grpc-port"),
+        reuse_port=flags.truth("reuse-grpc-port"),
+        use_ssl=flags.truth("grpc-use-ssl") or flags.truth("grpc-use-ssl-mutual"),
+        use_ssl_mutual=flags.truth("grpc-use-ssl-mutual"),
+        server_cert=flags.text("grpc-server-cert"),
+        server_key=flags.text("grpc-server-key"),
+        root_cert=flags.text("grpc-root-cert"),
+        infer_response_compression_level=flags.text("grpc-infer-response-compression-level"),
+        keepalive_time=flags.integer("grpc-keepalive-time"),
+        keepalive_timeout=flags.integer("grpc-keepalive-timeout"),
+        keepalive_permit_without_calls=flags.truth("grpc-keepalive-permit-without-calls"),
+        http2_max_pings_without_data=flags.integer("grpc-http2-max-pings-without-data"),
+        http2_min_recv_ping_interval_without_data=flags.integer(
+            "grpc-http2-min-recv-ping-interval-without-data"
+        ),
+        http2_max_ping_strikes=flags.integer("grpc-http2-max-ping-strikes"),
+        max_connection_age=flags.integer("grpc-max-connection-age"),
+        max_connection_age_grace=flags.integer("grpc-max-connection-age-grace"),
+    )
+
+
+def _check_ports(flags: _Flags) -> None:
+    """Refuse two front-ends at one address and port (reference, section 8)."""
+    listeners = []
+    if flags.truth("allow-http"):
+        listeners.append(("HTTP", flags.text("http-address"), flags.port("http-port")))
+    if flags.truth("allow-grpc"):
+        listeners.append(("GRPC", flags.text("grpc-address"), flags.port("grpc-port")))
+    if flags.truth("allow-metrics"):
+        address = flags.text("metrics-address") or flags.text("http-address")
+        listeners.append(("metrics", address, flags.port("metrics-port")))
+    seen: dict[tuple[str, int], str] = {}
+    for name, address, port in listeners:
+        other = seen.setdefault((address, port), name)
+        if port and other != name:
+            raise FlagError(
+                f"The server cannot listen to {other} requests and {name} requests at the same address and "
+                f"port {address}:{port}"
+            )
