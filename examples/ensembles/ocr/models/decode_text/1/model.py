@@ -15,9 +15,9 @@ import triton_python_backend_utils as pb_utils
 BLANK = 0
 SPACE = -1
 # The model learned mostly from Chinese, which puts no space between words, and seldom says "space" outright. But the
-# probability summed over the gap between two characters tells: over 4,000 gaps of drawn text, all but one of those
-# between words were above 0.24, and all inside words below 0.06.
-SPACE_THRESHOLD = 0.1
+# probability summed over the gap between two characters tells: of 8,863 gaps in drawn text, 1,201 of them between
+# words, this threshold takes two for the wrong kind.
+SPACE_THRESHOLD = 0.15
 
 
 def read_alphabet(path: Path) -> list[str]:
