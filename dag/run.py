@@ -157,8 +157,8 @@ class EnsembleRun(Generic[V, E]):
         self._finals = 0
         self._error: E | RunStopped | None = None
         self._is_cancelled = False
-        # Decoupled only: iterations that can be answered once those before them are (None: that never will
-        # be).
+        # Iterations that can be answered once those before them are or, without decoupled steps, once no step is
+        # in flight. None: one that never will be answered.
         self._completed: dict[int, _Iteration | None] = {}
         self._next_response = 0
         self._iteration_counts = [0] * len(plan.streams)
@@ -230,8 +230,7 @@ class EnsembleRun(Generic[V, E]):
         assert self._finals <= 1
         assert self._finals == 0 or self._in_flight == 0
         assert not self._instructions
-        assert self._next_response not in self._completed
-        assert self._plan.is_decoupled or not self._completed
+        assert not self._plan.is_decoupled or all(number > self._next_response for number in self._completed)
         if self._error is not None or self._finals:
             assert not self._completed
             assert not self._first.slots
@@ -318,9 +317,11 @@ class EnsembleRun(Generic[V, E]):
         if run_step._has_responded or run_step.step.is_decoupled or self._error is not None:
             return
         self._silent = (*self._silent, run_step.step)
-        if self._plan.is_decoupled and run_step.step.stream == self._plan.output_stream:
-            # Its iteration has no response: the later ones need not wait for it.
-            self._completed[run_step._iteration.number] = None
+        number = run_step._iteration.number
+        is_awaited = run_step.step.stream == self._plan.output_stream and number >= self._next_response
+        if self._plan.is_decoupled and is_awaited:
+            # This iteration will have no response: the later ones need not wait for it.
+            self._completed[number] = None
             self._respond_in_order()
 
     def _stop(self, error: E | RunStopped) -> None:
