@@ -25,7 +25,7 @@ from cantata.runtime.errors import InferenceError, internal_error, invalid_argum
 from cantata.runtime.model_spec import ModelSpec
 
 
-def create_backend(settings: BackendSettings, services: ServerServices) -> PythonBackend:  # noqa: ARG001 - no setting has a meaning yet
+def create_backend(settings: BackendSettings, services: ServerServices) -> PythonBackend:
     """The backend of one server."""
     return PythonBackend(services)
 
@@ -37,7 +37,7 @@ class PythonBackend:
         self._services = services
         self._reaper = Reaper()
 
-    def default_instance_count(self, kind: str) -> int:  # noqa: ARG002
+    def default_instance_count(self, kind: str) -> int:
         return 1
 
     def default_kind(self) -> str:

@@ -64,8 +64,8 @@ class InferenceRequest:
         model_version: int = -1,
         flags: int = 0,
         timeout: int = 0,
-        preferred_memory: PreferredMemory | None = None,  # noqa: ARG002 - outputs stay where they were made
-        trace: InferenceTrace | None = None,  # noqa: ARG002 - a call is traced with its caller's request
+        preferred_memory: PreferredMemory | None = None,
+        trace: InferenceTrace | None = None,
         parameters: dict[str, ParameterValue] | None = None,
         priority: int = 0,
     ) -> None:
