@@ -1,0 +1,92 @@
+"""grpc.health.v1: whether the server is ready, once (Check) or whenever that changes (Watch).
+
+The service's name in a request is ignored (reference, section 2).
+"""
+
+from __future__ import annotations
+
+from cantata.grammars import messages
+from cantata.runtime.errors import unavailable
+from cantata.runtime.frontends.grpc.call_loop import CallLoop
+from cantata.runtime.frontends.grpc.core_calls import Event
+from cantata.runtime.frontends.grpc.message_stream import MessageStream
+from cantata.runtime.server import Server
+
+PREFIX = "/grpc.health.v1.Health/"
+
+_SERVING: bytes = messages.HealthCheckResponse(status="SERVING").SerializeToString()
+_NOT_SERVING: bytes = messages.HealthCheckResponse(status="NOT_SERVING").SerializeToString()
+
+
+class HealthService:
+    """Answers for one server. Watches are looked after once a second: the server has no news of its readiness."""
+
+    def __init__(self, server: Server, loop: CallLoop) -> None:
+        self._server = server
+        self._loop = loop
+        self._watches: set[_Watch] = set()
+
+    def check(self, _message: bytes) -> bytes:
+        """Handler of Check."""
+        if self._server.is_exiting:
+            raise unavailable("Server exiting")
+        return self._status()
+
+    def watch(self, event: Event) -> None:
+        """Route of Watch."""
+        _Watch(self, self._loop, event)
+
+    def add(self, watch: _Watch) -> None:
+        """Tell `watch` the status now and whenever it changes."""
+        self._watches.add(watch)
+        self._loop.every_second = self._tell_watches
+        watch.tell(self._status())
+
+    def remove(self, watch: _Watch) -> None:
+        """Forget a watch."""
+        self._watches.discard(watch)
+        if not self._watches:
+            self._loop.every_second = None
+
+    def stop(self) -> None:
+        """The server stops: end every watch; on the loop's thread."""
+        for watch in tuple(self._watches):
+            watch.end(_NOT_SERVING)
+
+    def _status(self) -> bytes:
+        return _SERVING if self._server.is_ready() else _NOT_SERVING
+
+    def _tell_watches(self) -> None:
+        status = self._status()
+        for watch in self._watches:
+            watch.tell(status)
+
+
+class _Watch:
+    """One Watch call."""
+
+    def __init__(self, service: HealthService, loop: CallLoop, event: Event) -> None:
+        self._service = service
+        self._last = b""
+        self._stream = MessageStream(loop, event.call, self, compress=False)
+        self._stream.start()
+
+    def tell(self, status: bytes) -> None:
+        """Send the status if it is not the one that was sent last."""
+        if status != self._last:
+            self._last = status
+            self._stream.send(status)
+
+    def end(self, status: bytes) -> None:
+        """Send a last status."""
+        self.tell(status)
+        self._stream.finish()
+
+    def on_message(self, _message: bytes) -> None:
+        self._service.add(self)
+
+    def on_half_close(self) -> None:
+        """A Watch has one request; its end says nothing."""
+
+    def on_closed(self, was_cancelled: bool) -> None:
+        self._service.remove(self)

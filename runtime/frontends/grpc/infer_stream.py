@@ -1,0 +1,196 @@
+"""ModelStreamInfer: many requests on one call, each answered by any number of messages (reference, section 4).
+
+Owns which message goes out for what a request was answered, errors included, and when the call ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError
+from cantata.runtime.frontends.grpc import core_calls
+from cantata.runtime.frontends.grpc.classes import RequestedClasses, requested_classes
+from cantata.runtime.frontends.grpc.core_calls import Event
+from cantata.runtime.frontends.grpc.infer_message import InferMessage, decode_infer_message
+from cantata.runtime.frontends.grpc.infer_request import build_request, parse_model_version, wants_empty_final
+from cantata.runtime.frontends.grpc.infer_response import (
+    encode_empty_final,
+    encode_stream_error,
+    encode_stream_failure,
+    encode_stream_response,
+)
+from cantata.runtime.frontends.grpc.inference import SHUTTING_DOWN, InferenceService
+from cantata.runtime.frontends.grpc.message_stream import MessageStream
+from cantata.runtime.frontends.grpc.request_errors import as_inference_error
+from cantata.runtime.frontends.grpc.response_order import Place, ResponseOrder
+from cantata.runtime.frontends.grpc.wire import MalformedMessageError
+from cantata.runtime.frontends.status_codes import GRPC_CODES
+from cantata.runtime.request import Cancellation
+from cantata.runtime.response import InferenceResponse
+
+# With this metadata a client asks that the first error end the call with its status.
+_ERROR_ENDS_CALL: Final = "triton_grpc_error"
+
+
+class InferStream:
+    """One ModelStreamInfer call. What is below `_stream` changes under the stream's lock only."""
+
+    def __init__(self, service: InferenceService, event: Event) -> None:
+        self._service = service
+        self._deadline_ns = core_calls.deadline_ns_of(event.call_details)
+        self._error_ends_call = any(
+            key == _ERROR_ENDS_CALL and value == "true" for key, value in event.invocation_metadata
+        )
+        # Shared by all requests of the stream: they are only ever cancelled together.
+        self._cancellation = Cancellation()
+        self._stream = MessageStream(service.loop, event.call, self, compress=service.compresses)
+        self._order = ResponseOrder()
+        self._in_flight = 0
+        self._is_half_closed = False
+        self._is_stopping = False
+        service.streams.add(self)
+        self._stream.start()
+
+    def stop(self) -> None:
+        """End the call, when the requests in flight are answered, because the server stops; on the loop's thread."""
+        with self._stream.lock:
+            self._is_stopping = True
+        self._finish_if_done()
+
+    def on_message(self, message: bytes) -> None:
+        received_ns = monotonic_ns()
+        try:
+            decoded = decode_infer_message(message)
+        except MalformedMessageError as error:
+            self.end(as_inference_error(error))
+            return
+        request = _StreamedRequest(self, decoded)
+        try:
+            version = parse_model_version(decoded.model_version)
+            model = self._service.server.model(decoded.model_name, version)
+            self._enter(request, model.is_decoupled)
+            self._service.check_accepting()
+            request.wants_empty_final = model.is_decoupled and wants_empty_final(decoded)
+            request.classes = requested_classes(decoded, model)
+            self._service.server.submit(
+                build_request(decoded, version, request, received_ns, self._deadline_ns, self._cancellation)
+            )
+        except Exception as error:
+            self._refuse(request, as_inference_error(error))
+        else:
+            self._service.loop.gather()
+
+    def on_half_close(self) -> None:
+        with self._stream.lock:
+            self._is_half_closed = True
+        self._finish_if_done()
+
+    def on_closed(self, was_cancelled: bool) -> None:
+        self._service.streams.discard(self)
+        if was_cancelled:
+            self._cancellation.cancel()
+
+    def deliver(self, request: _StreamedRequest, message: bytes | None, final: bool) -> None:
+        """Write a message of `request`, or with None nothing, when its turn has come; any thread."""
+
+        def in_order() -> Sequence[bytes]:
+            if final:
+                self._in_flight -= 1
+            if request.place is not None:
+                return self._order.add(request.place, message, final)
+            return () if message is None else (message,)
+
+        self._stream.send_from(in_order)
+        if final:
+            self._finish_if_done()
+
+    def fail(self, request: _StreamedRequest, error: InferenceError, message: bytes, final: bool) -> None:
+        """Write an error as a message or, where the client asked for it, as the end of the call; any thread."""
+        if self._error_ends_call:
+            self.end(error)
+        else:
+            self.deliver(request, message, final)
+
+    def end(self, error: InferenceError) -> None:
+        """End the call with an error; nobody waits for its other requests any more."""
+        self._stream.finish(GRPC_CODES[error.code], error.message)
+        self._cancellation.cancel()
+
+    def wait_until_ready(self) -> None:
+        """Block while the client reads more slowly than it is sent to."""
+        self._stream.wait_until_ready()
+
+    def _enter(self, request: _StreamedRequest, is_decoupled: bool) -> None:
+        with self._stream.lock:
+            request.has_entered = True
+            self._in_flight += 1
+            if not is_decoupled:
+                request.place = self._order.enter()
+
+    def _refuse(self, request: _StreamedRequest, error: InferenceError) -> None:
+        """Answer a request that was not accepted."""
+        if not request.has_entered:
+            self._enter(request, is_decoupled=False)
+        self.fail(request, error, encode_stream_error(error.message, request.id), final=True)
+
+    def _finish_if_done(self) -> None:
+        with self._stream.lock:
+            is_idle = self._in_flight == 0
+            is_half_closed, is_stopping = self._is_half_closed, self._is_stopping
+        if is_idle and is_half_closed:
+            self._stream.finish()
+        elif is_idle and is_stopping:
+            self._stream.finish(core_calls.UNAVAILABLE, SHUTTING_DOWN)
+
+
+class _StreamedRequest:
+    """The sender of one request of a stream. `model_version` is the request's text, not the version that serves."""
+
+    __slots__ = (
+        "_model_name",
+        "_model_version",
+        "_stream",
+        "classes",
+        "has_entered",
+        "id",
+        "place",
+        "wants_empty_final",
+    )
+
+    def __init__(self, stream: InferStream, message: InferMessage) -> None:
+        self._stream = stream
+        self._model_name = message.model_name
+        self._model_version = message.model_version
+        self.id = message.id
+        # Its place among the requests that are answered in order, None for a decoupled model's.
+        self.place: Place | None = None
+        self.has_entered = False
+        self.wants_empty_final = False
+        self.classes: RequestedClasses | None = None
+
+    def send(self, response: InferenceResponse | None, final: bool) -> None:
+        if response is None:
+            message = None
+            if self.wants_empty_final:
+                message = encode_empty_final(self._model_name, self._model_version, self.id)
+            self._stream.deliver(self, message, final)
+        elif response.error is not None:
+            self._fail(response.error, final)
+        else:
+            try:
+                if self.classes is not None:
+                    response = self.classes.applied_to(response)
+                message = encode_stream_response(response, final)
+            except Exception as error:
+                self._fail(as_inference_error(error), final)
+            else:
+                self._stream.deliver(self, message, final)
+
+    def wait_until_ready(self) -> None:
+        self._stream.wait_until_ready()
+
+    def _fail(self, error: InferenceError, final: bool) -> None:
+        message = encode_stream_failure(error.message, self._model_name, self._model_version, self.id, final)
+        self._stream.fail(self, error, message, final)

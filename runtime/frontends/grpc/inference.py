@@ -1,0 +1,43 @@
+"""What the inference calls share: the server that they ask, the loop that reads them, and whether they are welcome."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cantata.runtime.errors import unavailable
+from cantata.runtime.frontends.grpc.call_loop import CallLoop
+from cantata.runtime.frontends.grpc.options import GrpcOptions
+from cantata.runtime.server import Server
+
+SHUTTING_DOWN = "GRPC server is shutting down and has stopped accepting new requests."
+
+
+class StoppableStream(Protocol):
+    """An open stream, as whoever stops the server sees it."""
+
+    def stop(self) -> None: ...
+
+
+class InferenceService:
+    """Shared by all ModelInfer and ModelStreamInfer calls."""
+
+    __slots__ = ("compresses", "is_stopping", "loop", "server", "streams")
+
+    def __init__(self, server: Server, loop: CallLoop, options: GrpcOptions) -> None:
+        self.server = server
+        self.loop = loop
+        self.compresses = options.compresses
+        # Set once, by whoever stops the server; calls in flight go on.
+        self.is_stopping = False
+        # The open streams; the loop's thread alone touches this.
+        self.streams: set[StoppableStream] = set()
+
+    def stop_streams(self) -> None:
+        """Have every open stream end when its requests in flight are answered; on the loop's thread."""
+        for stream in tuple(self.streams):
+            stream.stop()
+
+    def check_accepting(self) -> None:
+        """Raise InferenceError (UNAVAILABLE) when the server takes no new requests."""
+        if self.is_stopping:
+            raise unavailable(SHUTTING_DOWN)

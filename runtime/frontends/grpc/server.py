@@ -1,0 +1,77 @@
+"""The gRPC server: which calls there are, and what answers each.
+
+Built by the command line over a running `Server`. The work is in the modules that it puts together.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from cantata.grammars.messages import METHODS
+from cantata.runtime.frontends.grpc import health, reflection, service
+from cantata.runtime.frontends.grpc.call_loop import CallLoop, Route
+from cantata.runtime.frontends.grpc.core_calls import Event
+from cantata.runtime.frontends.grpc.health import HealthService
+from cantata.runtime.frontends.grpc.infer_stream import InferStream
+from cantata.runtime.frontends.grpc.inference import InferenceService
+from cantata.runtime.frontends.grpc.options import GrpcOptions
+from cantata.runtime.frontends.grpc.reflection import ReflectionStream
+from cantata.runtime.frontends.grpc.service import ServerService, unsupported_handler
+from cantata.runtime.frontends.grpc.unary import Handler, InferCall, UnaryCall
+from cantata.runtime.server import Server
+
+
+class GrpcServer:
+    """A gRPC front-end of `server`. `start` and `close` are called once each."""
+
+    def __init__(self, server: Server, options: GrpcOptions) -> None:
+        self._loop = CallLoop(server.workers, options)
+        self._inference = InferenceService(server, self._loop, options)
+        self._health = HealthService(server, self._loop)
+        self._service = ServerService(server)
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, once started."""
+        return self._loop.port
+
+    def start(self) -> None:
+        """Listen, and serve from a thread of its own. Raises OSError when that is not possible."""
+        self._loop.start(self._routes(), self._on_stop)
+
+    def stop_accepting(self) -> None:
+        """Refuse new inference requests from now on; those in flight go on, and so do health checks."""
+        self._inference.is_stopping = True
+
+    def close(self, grace_s: float = 0.0) -> None:
+        """Stop listening, let calls in flight finish for `grace_s` seconds, cancel the rest, end the thread."""
+        self.stop_accepting()
+        self._loop.close(grace_s)
+
+    def _on_stop(self) -> None:
+        self._inference.stop_streams()
+        self._health.stop()
+
+    def _routes(self) -> dict[bytes, Route]:
+        handlers = self._service.handlers()
+        routes: dict[str, Route] = {
+            path: self._unary(unsupported_handler(path.removeprefix(service.PREFIX)))
+            for path in METHODS
+            if path.startswith(service.PREFIX)
+        }
+        routes.update({service.PREFIX + name: self._unary(handler) for name, handler in handlers.items()})
+        routes[service.PREFIX + "ModelInfer"] = partial(InferCall, self._inference)
+        routes[service.PREFIX + "ModelStreamInfer"] = partial(InferStream, self._inference)
+        routes[health.PREFIX + "Check"] = self._unary(self._health.check)
+        routes[health.PREFIX + "Watch"] = self._health.watch
+        for path in reflection.PATHS:
+            routes[path] = partial(ReflectionStream, self._loop)
+        return {path.encode(): route for path, route in routes.items()}
+
+    def _unary(self, handler: Handler) -> Route:
+        loop = self._loop
+
+        def start(event: Event) -> None:
+            UnaryCall(loop, event, handler)
+
+        return start

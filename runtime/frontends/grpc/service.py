@@ -1,0 +1,154 @@
+"""The methods of GRPCInferenceService that are answered at once: health, metadata, configuration, statistics, index.
+
+Each takes a serialised request and returns a serialised response, or raises InferenceError. Inference itself is in
+`unary.py` and `infer_stream.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from cantata.grammars import messages
+from cantata.runtime.errors import unavailable, unsupported
+from cantata.runtime.frontends.grpc.infer_request import parse_model_version
+from cantata.runtime.frontends.grpc.unary import Handler
+from cantata.runtime.frontends.grpc.wire import MalformedMessageError
+from cantata.runtime.model_spec import TensorSpec
+from cantata.runtime.observe.snapshots import ModelStatistics
+from cantata.runtime.server import Server
+
+PREFIX = "/inference.GRPCInferenceService/"
+
+_NO_MODEL_CONTROL = "explicit model load / unload is not allowed if polling is enabled"
+
+RequestT = TypeVar("RequestT", bound=Message)
+
+
+class ServerService:
+    """The answers about one server."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def handlers(self) -> dict[str, Handler]:
+        """What answers each method, by its name."""
+        return {
+            "ServerLive": _serialised(messages.ServerLiveRequest, self._server_live),
+            "ServerReady": _serialised(messages.ServerReadyRequest, self._server_ready),
+            "ModelReady": _serialised(messages.ModelReadyRequest, self._model_ready),
+            "ServerMetadata": _serialised(messages.ServerMetadataRequest, self._server_metadata),
+            "ModelMetadata": _serialised(messages.ModelMetadataRequest, self._model_metadata),
+            "ModelConfig": _serialised(messages.ModelConfigRequest, self._model_config),
+            "ModelStatistics": _serialised(messages.ModelStatisticsRequest, self._model_statistics),
+            "RepositoryIndex": _serialised(messages.RepositoryIndexRequest, self._repository_index),
+            "RepositoryModelLoad": _serialised(messages.RepositoryModelLoadRequest, self._control_model),
+            "RepositoryModelUnload": _serialised(messages.RepositoryModelUnloadRequest, self._control_model),
+        }
+
+    def _server_live(self, _request: messages.ServerLiveRequest) -> Message:
+        self._check_not_exiting()
+        return messages.ServerLiveResponse(live=self._server.is_live())
+
+    def _server_ready(self, _request: messages.ServerReadyRequest) -> Message:
+        self._check_not_exiting()
+        return messages.ServerReadyResponse(ready=self._server.is_ready())
+
+    def _model_ready(self, request: messages.ModelReadyRequest) -> Message:
+        self._check_not_exiting()
+        version = parse_model_version(request.version)
+        return messages.ModelReadyResponse(ready=self._server.is_model_ready(request.name, version))
+
+    def _server_metadata(self, _request: messages.ServerMetadataRequest) -> Message:
+        metadata = self._server.metadata()
+        return messages.ServerMetadataResponse(
+            name=metadata.name, version=metadata.version, extensions=metadata.extensions
+        )
+
+    def _model_metadata(self, request: messages.ModelMetadataRequest) -> Message:
+        version = parse_model_version(request.version)
+        model = self._server.model(request.name, version)
+        versions = [model.version] if version != -1 else self._server.model_versions(model.name)
+        return messages.ModelMetadataResponse(
+            name=model.name,
+            versions=[str(number) for number in versions],
+            platform=model.platform,
+            inputs=[_tensor_metadata(spec) for spec in model.spec.inputs.values()],
+            outputs=[_tensor_metadata(spec) for spec in model.spec.outputs.values()],
+        )
+
+    def _model_config(self, request: messages.ModelConfigRequest) -> Message:
+        model = self._server.model(request.name, parse_model_version(request.version))
+        return messages.ModelConfigResponse(config=messages.model_config_to_message(model.config))
+
+    def _model_statistics(self, request: messages.ModelStatisticsRequest) -> Message:
+        version = parse_model_version(request.version)
+        response = messages.ModelStatisticsResponse()
+        for statistics in self._server.statistics(request.name, version):
+            _fill_statistics(response.model_stats.add(), statistics)
+        return response
+
+    def _repository_index(self, request: messages.RepositoryIndexRequest) -> Message:
+        _check_no_repository_name(request.repository_name)
+        response = messages.RepositoryIndexResponse()
+        for entry in self._server.repository_index(request.ready):
+            response.models.add(
+                name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
+            )
+        return response
+
+    def _control_model(
+        self, request: messages.RepositoryModelLoadRequest | messages.RepositoryModelUnloadRequest
+    ) -> Message:
+        _check_no_repository_name(request.repository_name)
+        raise unavailable(_NO_MODEL_CONTROL)
+
+    def _check_not_exiting(self) -> None:
+        if self._server.is_exiting:
+            raise unavailable("Server exiting")
+
+
+def unsupported_handler(method: str) -> Handler:
+    """Answers a method of the protocol that this server does not have."""
+
+    def refuse(_message: bytes) -> bytes:
+        raise unsupported(f"{method} is not supported by this server")
+
+    return refuse
+
+
+def _serialised(request_type: type[RequestT], answer: Callable[[RequestT], Message]) -> Handler:
+    """`answer` over bytes instead of messages."""
+
+    def handle(message: bytes) -> bytes:
+        try:
+            request = request_type.FromString(message)
+        except DecodeError as error:
+            raise MalformedMessageError(str(error)) from None
+        response: bytes = answer(request).SerializeToString()
+        return response
+
+    return handle
+
+
+def _check_no_repository_name(name: str) -> None:
+    if name:
+        raise unsupported("'repository_name' specification is not supported")
+
+
+def _tensor_metadata(spec: TensorSpec) -> Any:
+    return messages.ModelMetadataResponse.TensorMetadata(
+        name=spec.name, datatype=spec.datatype.name, shape=spec.full_dims
+    )
+
+
+def _fill_statistics(message: messages.ModelStatistics, statistics: ModelStatistics) -> None:
+    """The snapshot's fields are named and nested as the message's; only its map needs more than its constructor."""
+    fields = asdict(statistics)
+    by_index = fields.pop("response_stats")
+    message.MergeFrom(messages.ModelStatistics(**fields))
+    for index, figures in by_index.items():
+        message.response_stats[index].MergeFrom(messages.InferResponseStatistics(**figures))

@@ -1,0 +1,189 @@
+"""A call of one request and one answer: the inference call, and the one for everything that is answered at once.
+
+Owns when a call is answered and when its end is watched for. Knows no message but as bytes and errors.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError, internal_error, unsupported
+from cantata.runtime.frontends.grpc import core_calls
+from cantata.runtime.frontends.grpc.call_loop import CallLoop
+from cantata.runtime.frontends.grpc.classes import RequestedClasses, requested_classes
+from cantata.runtime.frontends.grpc.core_calls import Event
+from cantata.runtime.frontends.grpc.infer_message import decode_infer_message
+from cantata.runtime.frontends.grpc.infer_request import build_request, parse_model_version
+from cantata.runtime.frontends.grpc.infer_response import encode_infer_response
+from cantata.runtime.frontends.grpc.inference import InferenceService
+from cantata.runtime.frontends.grpc.options import MAX_MESSAGE_BYTES
+from cantata.runtime.frontends.grpc.request_errors import as_inference_error
+from cantata.runtime.frontends.status_codes import GRPC_CODES
+from cantata.runtime.request import Cancellation
+from cantata.runtime.response import InferenceResponse
+
+_NO_MESSAGE: Final = "the call carried no request"
+
+# Answers a serialised request with a serialised response, or raises InferenceError.
+Handler = Callable[[bytes], bytes]
+
+
+class UnaryCall:
+    """A call that `handler` answers on the loop's thread, and quickly."""
+
+    __slots__ = ("_call", "_handler", "_loop")
+
+    def __init__(self, loop: CallLoop, event: Event, handler: Handler) -> None:
+        self._loop = loop
+        self._call = event.call
+        self._handler = handler
+        core_calls.receive_message(self._call, self._on_message)
+
+    def _on_message(self, event: Event) -> None:
+        message = core_calls.received_message(event)
+        ended = self._loop.call_ended
+        try:
+            if message is None:
+                raise internal_error(_NO_MESSAGE)
+            answer = self._handler(message)
+        except Exception as error:
+            refusal = as_inference_error(error)
+            core_calls.reply_status(
+                self._call, GRPC_CODES[refusal.code], refusal.message, ended, starts=True, closes=True
+            )
+        else:
+            core_calls.reply(self._call, answer, ended, closes=True, compress=False)
+
+
+class InferCall:
+    """A ModelInfer call, and the sender of its one response.
+
+    The end of a call must be asked for exactly once, and asking costs an event. So it is asked for with the answer,
+    unless that is not there yet when the loop has run the work at hand. `_lock` guards `_is_watched` and
+    `_is_answered`, which decide that.
+    """
+
+    __slots__ = (
+        "_call",
+        "_cancellation",
+        "_classes",
+        "_details",
+        "_earlier",
+        "_is_answered",
+        "_is_watched",
+        "_lock",
+        "_service",
+    )
+
+    def __init__(self, service: InferenceService, event: Event) -> None:
+        self._service = service
+        self._call = event.call
+        self._details = event.call_details
+        self._lock = threading.Lock()
+        self._is_watched = False
+        self._is_answered = False
+        self._cancellation: Cancellation | None = None
+        self._classes: RequestedClasses | None = None
+        # Responses that were not final; there should be none.
+        self._earlier: list[InferenceResponse] | None = None
+        core_calls.receive_message(self._call, self._on_message)
+
+    def send(self, response: InferenceResponse | None, final: bool) -> None:
+        """Answer the call with its only response; any thread."""
+        if final and response is not None and self._earlier is None:
+            self._answer(response)
+            return
+        if self._earlier is None:
+            self._earlier = []
+        if response is not None:
+            self._earlier.append(response)
+        if final:
+            if len(self._earlier) == 1:
+                self._answer(self._earlier[0])
+            else:
+                self._fail(internal_error(f"expected a single response, got {len(self._earlier)}"))
+
+    def wait_until_ready(self) -> None:
+        """One response is always welcome."""
+
+    def watch(self) -> None:
+        """Learn when the client gives up, if the call is not answered yet."""
+        with self._lock:
+            if self._is_answered:
+                return
+            self._is_watched = True
+        core_calls.watch_close(self._call, self._on_close)
+
+    def _on_message(self, event: Event) -> None:
+        received_ns = monotonic_ns()
+        message = core_calls.received_message(event)
+        try:
+            if message is None:
+                raise internal_error(_NO_MESSAGE)
+            self._submit(message, received_ns)
+        except Exception as error:
+            self._fail(as_inference_error(error))
+        else:
+            if not self._is_answered:
+                self._service.loop.watch_later(self)
+
+    def _submit(self, message: bytes, received_ns: int) -> None:
+        service = self._service
+        service.check_accepting()
+        decoded = decode_infer_message(message)
+        version = parse_model_version(decoded.model_version)
+        model = service.server.model(decoded.model_name, version)
+        if model.is_decoupled:
+            raise unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy")
+        if decoded.outputs:
+            self._classes = requested_classes(decoded, model)
+        deadline_ns = core_calls.deadline_ns_of(self._details)
+        request = build_request(decoded, version, self, received_ns, deadline_ns, None)
+        self._cancellation = request.cancellation
+        service.server.submit(request)
+
+    def _answer(self, response: InferenceResponse) -> None:
+        if response.error is not None:
+            self._fail(response.error)
+            return
+        try:
+            if self._classes is not None:
+                response = self._classes.applied_to(response)
+            message = encode_infer_response(response)
+        except Exception as error:
+            self._fail(as_inference_error(error))
+            return
+        if len(message) > MAX_MESSAGE_BYTES:
+            self._fail(internal_error(f"the response has {len(message)} bytes, more than gRPC can carry"))
+            return
+        service = self._service
+        core_calls.reply(
+            self._call,
+            message,
+            service.loop.call_ended,
+            closes=self._take_close(),
+            compress=service.compresses,
+        )
+
+    def _fail(self, error: InferenceError) -> None:
+        core_calls.reply_status(
+            self._call,
+            GRPC_CODES[error.code],
+            error.message,
+            self._service.loop.call_ended,
+            starts=True,
+            closes=self._take_close(),
+        )
+
+    def _take_close(self) -> bool:
+        """Mark the call answered; True where the answer must ask for the call's end."""
+        with self._lock:
+            self._is_answered = True
+            return not self._is_watched
+
+    def _on_close(self, event: Event) -> None:
+        if core_calls.was_cancelled(event) and self._cancellation is not None:
+            self._cancellation.cancel()
