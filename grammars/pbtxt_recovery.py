@@ -106,8 +106,8 @@ class Recovery:
 
     def _restart_field(self, index: int) -> int:
         name = self._tokens[index - 1]
-        self._report(f"expected a value, found the next field, {name.value!r}", name)
         self._pop()
+        self._report(f"expected a value, found the next field, {name.value!r}", name)
         self._cut_to_fields()
         return index - 1
 
@@ -259,10 +259,12 @@ class Recovery:
         return len(values) > 1 and _type_of(values[-2]) == "COLON"
 
     def _path(self) -> Iterator[Step]:
-        """The fields that are open, from the root."""
+        """The fields that are open, from the root: not the one before the mistake, if it was whole."""
         values = self._state.value_stack
+        innermost = self._innermost_opener()
         for i, value in enumerate(values):
-            if _type_of(value) == "NAME" and i > 0 and isinstance(values[i - 1], Fields):
+            is_name = _type_of(value) == "NAME" and i > 0 and isinstance(values[i - 1], Fields)
+            if is_name and (i < innermost or _type_of(values[-1]) in ("NAME", "COLON")):
                 index = sum(_count(field) for field in values[i - 1] if field.name == value.value)
                 inside = values[i + 1 :][:3]
                 if len(inside) > 1 and _type_of(inside[0]) == "COLON":

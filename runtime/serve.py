@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.observe.logs import configure_logging
 from cantata.runtime.options import ServerOptions
@@ -30,6 +31,8 @@ _log = logging.getLogger("cantata.server")
 
 # How long a thread keeps the interpreter while others wait for it. Python's own 5 ms are an age to a request.
 _SWITCH_INTERVAL_S: Final = 0.0005
+# Two signals nearer than this are one.
+_SAME_SIGNAL_NS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +112,15 @@ def model_table(server: Server) -> str:
 
 
 class _Stopping:
-    """Waits for the signal to stop. A second signal ends the process as if nobody had asked nicely."""
+    """Waits for the signal to stop.
+
+    An impatient second Ctrl-C ends the process at once. Other repeated signals are ignored: a process group, a
+    container or a wrapper often delivers the same signal twice.
+    """
 
     def __init__(self) -> None:
         self._asked = threading.Event()
+        self._asked_ns = 0
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
 
@@ -120,8 +128,13 @@ class _Stopping:
         self._asked.wait()
 
     def _stop(self, number: int, _: FrameType | None) -> None:
-        self._asked.set()
-        signal.signal(number, signal.SIG_DFL)
+        now_ns = monotonic_ns()
+        if not self._asked.is_set():
+            self._asked_ns = now_ns
+            self._asked.set()
+        elif number == signal.SIGINT and now_ns - self._asked_ns > _SAME_SIGNAL_NS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 class _FrontEnds:

@@ -61,7 +61,7 @@ _LOG_NOTHING_BUT_FATAL: Final = 4
 _ORT_ERROR = re.compile(r"\[ONNXRuntimeError\] : (\d+) : \w+ : (.*)", re.DOTALL)
 
 
-def create_backend(settings: BackendSettings, services: ServerServices) -> OnnxBackend:  # noqa: ARG001
+def create_backend(settings: BackendSettings, services: ServerServices) -> OnnxBackend:
     """The entry point that the catalogue calls."""
     return OnnxBackend(settings.values)
 

@@ -63,5 +63,5 @@ def labels_of(model: ModelVersion, output_name: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=64)
-def _lines_of(path: Path, modified_ns: int) -> tuple[str, ...]:  # noqa: ARG001 - a changed file is read anew
+def _lines_of(path: Path, modified_ns: int) -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8", errors="replace").splitlines())

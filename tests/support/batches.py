@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from cantata.grammars.model_config import ModelConfig
-from cantata.runtime.backends.backend import BackendInstance
+from cantata.runtime.backends.backend import BackendInstance, ServerServices
 from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.execution.execution import Execution
+from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
@@ -58,3 +59,20 @@ def _tensor(spec: ModelSpec, name: str, value: Any) -> Tensor:
 
 def _ignore(_: Execution) -> None:
     pass
+
+
+class NoServices:
+    """A server that is never asked for anything."""
+
+    @property
+    def workers(self) -> WorkerPool:
+        raise AssertionError("no backend needs workers to be made")
+
+    def submit(self, request: InferenceRequest) -> None:
+        raise AssertionError(f"unexpected request for {request.model_name}")
+
+    def is_decoupled(self, model_name: str, model_version: int) -> bool:
+        raise AssertionError(f"unexpected question about {model_name} {model_version}")
+
+
+NO_SERVICES: ServerServices = NoServices()

@@ -14,7 +14,9 @@ from cantata.runtime.response import InferenceResponse
 from cantata.runtime.tensor import Tensor, tensor_of_array
 
 
-def identity_config(name: str = "identity", *, max_batch_size: int = 0, dims: tuple[int, ...] = (-1,)) -> ModelConfig:
+def identity_config(
+    name: str = "identity", *, max_batch_size: int = 0, dims: tuple[int, ...] = (-1,)
+) -> ModelConfig:
     """A model with one FP32 input and one FP32 output of the same shape."""
     return ModelConfig(
         name=name,
@@ -57,7 +59,9 @@ def tensor(*shape: int) -> Tensor:
     return tensor_of_array(np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape))
 
 
-def make_request(*shape: int, id: str = "", queued_ns: int = 0, batch_size: int = 1, **inputs: Tensor) -> InferenceRequest:
+def make_request(
+    *shape: int, id: str = "", queued_ns: int = 0, batch_size: int = 1, **inputs: Tensor
+) -> InferenceRequest:
     """A request with one FP32 input of `shape` (or the given inputs), as if it had been validated."""
     request = InferenceRequest(
         "identity", inputs or {"INPUT": tensor(*shape)}, RecordingSender(), received_ns=queued_ns, id=id

@@ -193,7 +193,7 @@ class Connection(asyncio.Protocol):
             elif self._chunk_count > MAX_CHUNKS:
                 self._refuse(400, b"the request's body has too many chunks")
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's name
+    def connection_lost(self, exc: Exception | None) -> None:
         self._connections.remove(self)
         self._waiting.clear()
         current, self._current = self._current, None

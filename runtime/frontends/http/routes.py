@@ -50,7 +50,7 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
         paths = (f"/v2/models/{{model}}{suffix}", f"/v2/models/{{model}}/versions/{{version:int}}{suffix}")
         return [route(method, path, category, endpoint) for path in paths]
 
-    return Starlette(
+    application = Starlette(
         routes=[
             route("GET", "/v2", "metadata", endpoints.server_metadata),
             route("GET", "/v2/health/live", "health", endpoints.live),
@@ -82,6 +82,9 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
         ],
         exception_handlers={HTTPException: _http_error, InferenceError: _inference_error},
     )
+    # A path with a slash at its end is another path.
+    application.router.redirect_slashes = False
+    return application
 
 
 def create_metrics_application(render: Callable[[], bytes]) -> Starlette:

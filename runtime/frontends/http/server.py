@@ -162,7 +162,7 @@ class _AsgiHandler:
         # Referred to, so that no task is collected before it ends.
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def body_limit(self, exchange: Exchange) -> int | None:  # noqa: ARG002 - the same for all
+    def body_limit(self, exchange: Exchange) -> int | None:
         return _MAX_SMALL_BODY
 
     def handle(self, exchange: Exchange) -> None:

@@ -10,38 +10,20 @@ import pytest
 
 from cantata.grammars.model_config import ModelConfig
 from cantata.runtime.backends import catalog
-from cantata.runtime.backends.backend import BackendSettings, ServerServices
+from cantata.runtime.backends.backend import BackendSettings
 from cantata.runtime.backends.onnx_backend import OnnxBackend
 from cantata.runtime.errors import InferenceError, StatusCode
-from cantata.runtime.execution.worker_pool import WorkerPool
-from cantata.runtime.request import InferenceRequest
-
-
-class NoServices:
-    """A server that is never asked for anything."""
-
-    @property
-    def workers(self) -> WorkerPool:
-        raise AssertionError("no backend needs workers to be made")
-
-    def submit(self, request: InferenceRequest) -> None:
-        raise AssertionError(f"unexpected request for {request.model_name}")
-
-    def is_decoupled(self, model_name: str, model_version: int) -> bool:
-        raise AssertionError(f"unexpected question about {model_name} {model_version}")
-
-
-SERVICES: ServerServices = NoServices()
+from tests.support.batches import NO_SERVICES
 
 
 def test_a_backend_is_made_with_its_settings() -> None:
-    backend = catalog.open_backend("onnxruntime", BackendSettings(), SERVICES)
+    backend = catalog.open_backend("onnxruntime", BackendSettings(), NO_SERVICES)
     assert isinstance(backend, OnnxBackend)
 
 
 def test_an_unknown_backend_is_refused_with_a_suggestion() -> None:
     with pytest.raises(InferenceError) as caught:
-        catalog.open_backend("onnxrutime", BackendSettings(), SERVICES)
+        catalog.open_backend("onnxrutime", BackendSettings(), NO_SERVICES)
     assert caught.value.code is StatusCode.INVALID_ARG
     assert caught.value.message == (
         "unknown backend 'onnxrutime' (did you mean 'onnxruntime'?); "
@@ -55,7 +37,7 @@ def test_a_backend_whose_package_is_missing_says_how_to_install_it(monkeypatch: 
 
     monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(InferenceError) as caught:
-        catalog.open_backend("pytorch", BackendSettings(), SERVICES)
+        catalog.open_backend("pytorch", BackendSettings(), NO_SERVICES)
     assert caught.value.code is StatusCode.UNAVAILABLE
     assert caught.value.message == (
         "backend 'pytorch' needs the package torch, which is not installed: pip install \"cantata[torch]\""
@@ -70,7 +52,7 @@ def test_a_backend_whose_package_is_broken_says_so(monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         InferenceError, match="needs the package onnxruntime, which cannot be imported: libcudart"
     ):
-        catalog.open_backend("onnxruntime", BackendSettings(), SERVICES)
+        catalog.open_backend("onnxruntime", BackendSettings(), NO_SERVICES)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class StubBackend:
     def default_kind(self) -> str:
         return self._kind
 
-    def complete_config(self, files: ModelFiles, config: ModelConfig) -> ModelConfig:  # noqa: ARG002
+    def complete_config(self, files: ModelFiles, config: ModelConfig) -> ModelConfig:
         return config
 
     def load(self, files: ModelFiles, config: ModelConfig) -> LoadedModel:

@@ -27,14 +27,20 @@ def batchers() -> Iterator[list[DynamicBatcher]]:
 
 
 def batcher_of(
-    batchers: list[DynamicBatcher], *, max_batch_size: int = 8, preferred: tuple[int, ...] = (), delay_us: int = 0
+    batchers: list[DynamicBatcher],
+    *,
+    max_batch_size: int = 8,
+    preferred: tuple[int, ...] = (),
+    delay_us: int = 0,
 ) -> DynamicBatcher:
     batcher = DynamicBatcher(identity_spec(max_batch_size=max_batch_size, dims=(4,)), preferred, delay_us)
     batchers.append(batcher)
     return batcher
 
 
-def add(batcher: DynamicBatcher | SingleRequestQueue, *batch_sizes: int, now_ns: int = 0) -> list[InferenceRequest]:
+def add(
+    batcher: DynamicBatcher | SingleRequestQueue, *batch_sizes: int, now_ns: int = 0
+) -> list[InferenceRequest]:
     requests = [make_request(size, 4, batch_size=size, queued_ns=now_ns) for size in batch_sizes]
     for request in requests:
         batcher.add(request, now_ns)

@@ -185,7 +185,10 @@ def test_a_batch_left_running_frees_its_instance_for_the_next(harness: Harness) 
         work.run_until(lambda: False)
         (second,) = harness.enqueue(scheduler, "b")
         work.run_until(lambda: False)
-    assert [[request.id for request in execution.requests] for execution in instance.running] == [["a"], ["b"]]
+    assert [[request.id for request in execution.requests] for execution in instance.running] == [
+        ["a"],
+        ["b"],
+    ]
     for execution in reversed(instance.running):
         echo(execution)
         execution.finish()
@@ -254,7 +257,10 @@ def test_statistics_give_each_request_of_a_batch_its_durations_in_full(harness: 
     assert scheduler.wait_until_idle(10)
     statistics = scheduler.statistics("identity", "1")
     assert (statistics.inference_count, statistics.execution_count) == (3, 2)
-    assert [(batch.batch_size, batch.compute_infer.count) for batch in statistics.batch_stats] == [(1, 1), (2, 1)]
+    assert [(batch.batch_size, batch.compute_infer.count) for batch in statistics.batch_stats] == [
+        (1, 1),
+        (2, 1),
+    ]
     per_batch = [batch.compute_infer.ns for batch in statistics.batch_stats]
     assert statistics.inference_stats.compute_infer.ns == per_batch[0] + 2 * per_batch[1]
     assert statistics.inference_stats.success.count == statistics.inference_stats.queue.count == 3
