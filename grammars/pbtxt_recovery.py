@@ -264,14 +264,15 @@ class Recovery:
         innermost = self._innermost_opener()
         for i, value in enumerate(values):
             is_name = _type_of(value) == "NAME" and i > 0 and isinstance(values[i - 1], Fields)
-            if is_name and (i < innermost or _type_of(values[-1]) in ("NAME", "COLON")):
-                index = sum(_count(field) for field in values[i - 1] if field.name == value.value)
-                inside = values[i + 1 :][:3]
-                if len(inside) > 1 and _type_of(inside[0]) == "COLON":
-                    inside = inside[1:]
-                if len(inside) > 1 and isinstance(inside[1], Values):
-                    index += len(inside[1])
-                yield Step(value.value, index)
+            has_no_value = len(values) - i <= 2
+            if is_name and (i < innermost or has_no_value):
+                yield Step(value.value, self._index_in(i))
+
+    def _index_in(self, name: int) -> int:
+        """How many values the field whose name is at `name` of the stack has before the one that is being read."""
+        before, field_name, *inside = self._state.value_stack[name - 1 : name + 4]
+        index = sum(_count(field) for field in before if field.name == field_name.value)
+        return index + sum(len(values) for values in inside if isinstance(values, Values))
 
 
 def _count(field: Field) -> int:

@@ -86,8 +86,15 @@ class ModelSpec:
         self.reshapes_outputs = any(spec.reshape is not None for spec in self.outputs.values())
         self._required_names = {spec.name for spec in self.inputs.values() if not spec.is_optional}
         self._required_count = len(self._required_names)
+        # What `validate` compares: the datatype, the dims, their number, and the axes whose size is fixed.
         self._checks = {
-            spec.name: (spec.datatype, spec.dims, -1 in spec.dims) for spec in self.inputs.values()
+            spec.name: (
+                spec.datatype,
+                spec.dims,
+                len(spec.dims),
+                tuple((axis, size) for axis, size in enumerate(spec.dims) if size != -1),
+            )
+            for spec in self.inputs.values()
         }
 
     def validate(self, request: InferenceRequest) -> None:
@@ -105,7 +112,7 @@ class ModelSpec:
                 raise self._error(
                     request, f"unexpected inference input '{name}' for model '{self.model_name}'"
                 )
-            datatype, dims, is_variable = check
+            datatype, dims, rank, fixed = check
             if tensor.datatype is not datatype:
                 raise self._error(
                     request,
@@ -116,7 +123,7 @@ class ModelSpec:
             if self.batches:
                 batch_size = self._batch_of(request, name, shape, batch_size)
                 shape = shape[1:]
-            if shape != dims and not (is_variable and _fits(shape, dims)):
+            if shape != dims and (len(shape) != rank or any(shape[axis] != size for axis, size in fixed)):
                 raise self._shape_error(request, name, tensor)
         if self.any_optional and not self._required_names <= inputs.keys():
             raise self._count_error(request)
@@ -173,15 +180,6 @@ class ModelSpec:
 
     def _error(self, request: InferenceRequest, text: str) -> InferenceError:
         return invalid_argument(request.described_id() + text)
-
-
-def _fits(shape: tuple[int, ...], dims: tuple[int, ...]) -> bool:
-    if len(shape) != len(dims):
-        return False
-    for size, expected in zip(shape, dims, strict=True):
-        if expected not in (size, -1):
-            return False
-    return True
 
 
 def model_side_shape(spec: TensorSpec, shape: tuple[int, ...], batches: bool) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.request import InferenceRequest
@@ -72,7 +73,7 @@ class DynamicBatcher:
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state is not what the class promises; for tests."""
-        forming = [self._queue[index] for index in range(self._formed)]
+        forming = list(islice(self._queue, self._formed))
         assert self._size == sum(request.batch_size for request in forming)
         assert self._size <= self._max_batch_size or self._formed == 1
         assert 0 <= self._marked <= self._formed <= len(self._queue)
@@ -83,18 +84,14 @@ class DynamicBatcher:
     def _drop_abandoned(self, now_ns: int) -> list[InferenceRequest]:
         """Take abandoned requests out of the forming batch, and out of what then joins it."""
         dropped: list[InferenceRequest] = []
-        while True:
-            forming = [self._queue[index] for index in range(self._formed)]
-            abandoned = [request for request in forming if is_abandoned(request, now_ns)]
-            if not abandoned:
-                return dropped
-            dropped += abandoned
-            for _ in forming:
-                self._queue.popleft()
+        while any(is_abandoned(request, now_ns) for request in islice(self._queue, self._formed)):
+            forming = [self._queue.popleft() for _ in range(self._formed)]
+            dropped += [request for request in forming if is_abandoned(request, now_ns)]
             self._queue.extendleft(
                 request for request in reversed(forming) if not is_abandoned(request, now_ns)
             )
             self._form()
+        return dropped
 
     def _start_forming(self) -> None:
         self._formed = 0
