@@ -165,7 +165,7 @@ def _model_builtins(package: str, directories: Sequence[Path]) -> dict[str, Any]
     ) -> ModuleType:
         top = name.partition(".")[0]
         importer = str((globals or {}).get("__name__", ""))
-        if level == 0 and siblings.has(top) and importer != f"{package}.{top}":
+        if level == 0 and siblings.has(top, importer):
             module = import_module(f"{package}.{name}", globals, locals, fromlist, 0)
             return module if fromlist else sys.modules[f"{package}.{top}"]
         return import_module(name, globals, locals, fromlist, level)
@@ -187,7 +187,10 @@ class _Siblings:
         self._directories = directories
         self._known: dict[str, bool] = {_API_NAME: False}
 
-    def has(self, name: str) -> bool:
+    def has(self, name: str, importer: str) -> bool:
+        """Whether `name` is the model's, to the module `importer`: tokenizers.py means the library by its own name."""
+        if importer == f"{self._package}.{name}" and _is_installed(name):
+            return False
         known = self._known.get(name)
         if known is None:
             known = self._known[name] = name not in sys.stdlib_module_names and self._finds(name)
@@ -200,4 +203,8 @@ class _Siblings:
             return False
         if spec.origin is not None:
             return True
-        return name not in sys.modules and importlib.util.find_spec(name) is None
+        return not _is_installed(name)
+
+
+def _is_installed(name: str) -> bool:
+    return name in sys.modules or importlib.util.find_spec(name) is not None

@@ -98,7 +98,9 @@ class PythonModelHost:
         self._models: list[PythonModel] = []
         self._instances: list[PythonInstance] = []
 
-    def write(self, source: str, *, name: str = "model", version: int = 1, path: str = "model.py") -> ModelFiles:
+    def write(
+        self, source: str, *, name: str = "model", version: int = 1, path: str = "model.py"
+    ) -> ModelFiles:
         """Put a file of the model's version directory on disk (`../x.py`: of its model directory)."""
         model_directory = self.directory / name
         version_directory = model_directory / str(version)

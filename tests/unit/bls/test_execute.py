@@ -46,7 +46,10 @@ def test_a_model_answers_each_request_of_a_batch(host: PythonModelHost) -> None:
     batch = [request_with([[1.0]], id="a"), request_with([[2.0], [3.0]], id="b")]
     host.run(instance, [request for request, _ in batch])
     assert [client.values() for _, client in batch] == [[[[1.0]]], [[[2.0], [3.0]]]]
-    assert [(client.response.id, client.response.model_version) for _, client in batch] == [("a", 1), ("b", 1)]
+    assert [(client.response.id, client.response.model_version) for _, client in batch] == [
+        ("a", 1),
+        ("b", 1),
+    ]
 
 
 def test_arrays_pass_through_a_model_without_a_copy(host: PythonModelHost) -> None:
@@ -99,7 +102,9 @@ def test_a_response_carries_parameters_or_an_error_with_its_code(host: PythonMod
     )
     assert host.infer(instance).response.parameters == {"seen": 1, "by": "me", "ok": True}
     instance = host.load(
-        returning("[pb_utils.InferenceResponse(error=pb_utils.TritonError('no such', pb_utils.TritonError.NOT_FOUND))]")
+        returning(
+            "[pb_utils.InferenceResponse(error=pb_utils.TritonError('no such', pb_utils.TritonError.NOT_FOUND))]"
+        )
     )
     error = host.infer(instance).error
     assert (error.code, error.message) == (StatusCode.NOT_FOUND, "no such")
@@ -170,7 +175,10 @@ WRONG_TENSORS = [
     ("dtype=object", "model 'model', output 'OUT': expected FP32, got BYTES"),
     ("shape=(1,)", "model 'model', output 'OUT': expected the shape [-1,-1], got [1]"),
     ("shape=()", "model 'model', output 'OUT': expected the shape [-1,-1], got []"),
-    ("shape=(3, 1)", "model 'model', output 'OUT': the request has 1 rows, but the answer has the shape [3,1]"),
+    (
+        "shape=(3, 1)",
+        "model 'model', output 'OUT': the request has 1 rows, but the answer has the shape [3,1]",
+    ),
 ]
 
 
@@ -231,7 +239,9 @@ def test_a_class_or_an_execute_that_is_missing_is_named(host: PythonModelHost, t
     ("statement", "message"),
     [("raise ValueError('no weights')", "ValueError: no weights"), ("raise SystemExit", "SystemExit")],
 )
-def test_an_initialize_that_raises_fails_the_load(host: PythonModelHost, statement: str, message: str) -> None:
+def test_an_initialize_that_raises_fails_the_load(
+    host: PythonModelHost, statement: str, message: str
+) -> None:
     with pytest.raises(InferenceError) as failure:
         host.load(
             f"""

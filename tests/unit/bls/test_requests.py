@@ -30,7 +30,12 @@ def test_a_request_gives_back_its_fields() -> None:
         parameters={"a": 1, "b": True, "c": "x"},
     )
     assert request.inputs() == [X]
-    assert (request.request_id(), request.correlation_id(), request.flags(), request.timeout()) == ("7", "room", 1, 5)
+    assert (request.request_id(), request.correlation_id(), request.flags(), request.timeout()) == (
+        "7",
+        "room",
+        1,
+        5,
+    )
     assert json.loads(request.parameters()) == {"a": 1, "b": True, "c": "x"}
     assert request.requested_output_names() == ["OUT"]
     assert not request.is_cancelled()
@@ -77,7 +82,12 @@ def test_a_received_request_shows_what_the_client_sent() -> None:
     request = received_request(runtime_request, open_streams=None)  # type: ignore[arg-type]
     assert [tensor.name() for tensor in request.inputs()] == ["IN"]
     assert request.inputs() is request.inputs()
-    assert (request.request_id(), request.correlation_id(), request.flags(), request.timeout()) == ("9", 4, 1, 3)
+    assert (request.request_id(), request.correlation_id(), request.flags(), request.timeout()) == (
+        "9",
+        4,
+        1,
+        3,
+    )
     assert request.requested_output_names() == ["OUT"]
     assert json.loads(request.parameters()) == {"mode": "fast"}
     assert not request.is_cancelled()

@@ -31,7 +31,12 @@ NUMBERS = [
 def test_a_tensor_holds_the_array_it_is_given(dtype: type[np.generic], number: int) -> None:
     array = np.zeros((2, 3), dtype)
     tensor = pb_utils.Tensor("X", array)
-    assert (tensor.name(), tensor.triton_dtype(), tensor.shape(), tensor.is_cpu()) == ("X", number, [2, 3], True)
+    assert (tensor.name(), tensor.triton_dtype(), tensor.shape(), tensor.is_cpu()) == (
+        "X",
+        number,
+        [2, 3],
+        True,
+    )
     assert tensor.as_numpy() is array
 
 
