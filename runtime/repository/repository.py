@@ -110,7 +110,8 @@ class ModelRepository:
             )
         failure = prepared.failure()
         if failure is not None:
-            self._invalid.add(name)
+            if prepared.error is None:
+                self._invalid.add(name)
             for failed_version in prepared.versions or (None,):
                 self._failed(name, failed_version, failure)
             return
