@@ -262,7 +262,9 @@ def _tensor(spec: ModelSpec, name: str, value: npt.ArrayLike) -> Tensor:
     try:
         if isinstance(value, np.ndarray | np.generic):
             return tensor_of_array(value, datatype if datatype is DataType.BF16 else None)
-        if datatype is None or datatype is DataType.BYTES:
+        if datatype is DataType.BYTES:
+            return tensor_of_array(np.asarray(value, dtype=object))
+        if datatype is None:
             return tensor_of_array(np.asarray(value))
         return Tensor(datatype, np.asarray(value, dtype=NUMPY_DTYPES[datatype]))
     except (TypeError, ValueError, OverflowError) as error:
