@@ -170,7 +170,7 @@ class PythonInstance:
             )
         for index, answer in enumerate(returned):
             sender = requests[index]._sender
-            if not isinstance(answer, InferenceResponse):
+            if type(answer) is not InferenceResponse and not isinstance(answer, InferenceResponse):
                 if answer is None and sender is not None and stream_of(sender).has_answered:
                     continue
                 raise _ExecuteViolation(

@@ -17,14 +17,15 @@ from cantata.runtime.tensor import Tensor
 class OutputTable:
     """One model version's outputs."""
 
-    __slots__ = ("_compiled", "_spec")
+    __slots__ = ("_compiled", "_counts_rows", "_spec")
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._compiled = {
-            output.name: (output, output.datatype, output.dims, -1 in output.dims, output.reshape is not None)
-            for output in spec.outputs.values()
+            output.name: (output.datatype, output.full_dims, output) for output in spec.outputs.values()
         }
+        # A decoupled model may give any number of rows at a time.
+        self._counts_rows = spec.batches and not spec.is_decoupled
 
     def error_response(self, request: InferenceRequest, error: InferenceError) -> RuntimeResponse:
         """The answer to a request that failed."""
@@ -46,11 +47,15 @@ class OutputTable:
             if compiled is None or (requested and name not in requested):
                 continue
             value = tensor._value
-            output, datatype, dims, is_variable, is_reshaped = compiled
+            datatype, full_dims, output = compiled
             shape = value.array.shape
-            if spec.batches:
-                shape = shape[1:]
-            if value.datatype is not datatype or shape != dims or spec.batches or is_variable or is_reshaped:
+            is_as_configured = (
+                value.datatype is datatype
+                and output.reshape is None
+                and _fits(shape, full_dims)
+                and not (self._counts_rows and shape[0] != request.batch_size)
+            )
+            if not is_as_configured:
                 try:
                     value = self._checked(request, output, value)
                 except InferenceError as error:
@@ -64,14 +69,12 @@ class OutputTable:
         shape = value.array.shape
         if output.reshape is not None:
             value = self._reshaped(output, value)
-        batches = self._spec.batches
-        own = value.array.shape[1:] if batches else value.array.shape
-        fits = len(own) == len(output.dims) and not (batches and not shape)
-        if not fits or any(dim not in (-1, size) for size, dim in zip(own, output.dims, strict=True)):
+        if not _fits(value.array.shape, output.full_dims):
             raise self._error(
                 output, f"expected the shape {shape_text(output.full_dims)}, got {shape_text(shape)}"
             )
-        if batches and not self._spec.is_decoupled and shape[0] not in (request.batch_size, 0):
+        # A request without rows counts as one row.
+        if self._counts_rows and shape[0] not in (request.batch_size, 0):
             raise self._error(
                 output,
                 f"the request has {request.batch_size} rows, but the answer has the shape {shape_text(shape)}",
@@ -90,3 +93,12 @@ class OutputTable:
 
     def _error(self, output: TensorSpec, text: str) -> InferenceError:
         return internal_error(f"model '{self._spec.model_name}', output '{output.name}': {text}")
+
+
+def _fits(shape: tuple[int, ...], dims: tuple[int, ...]) -> bool:
+    if len(shape) != len(dims):
+        return False
+    for size, dim in zip(shape, dims, strict=True):  # noqa: SIM110 - a generator would cost more than the checks
+        if dim not in (-1, size):
+            return False
+    return True
