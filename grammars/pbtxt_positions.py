@@ -25,10 +25,11 @@ def find_offset(root: Message, message: type[ConfigMessage], path: Path) -> int:
     steps = iter(path)
     for step in steps:
         schema = fields.get(step) if isinstance(step, str) else None
-        values = list(_values_of(values[-1][1], schema.name)) if schema else []
+        holder = values[-1][1]
+        values = list(_values_of(holder, schema.name)) if schema else []
         if schema is None or not values:
             return offset
-        offset = values[0][0]
+        offset = _first_mention(holder, schema.name)
         if schema.cardinality in (Cardinality.REPEATED, Cardinality.MAP):
             values = _select(values, schema, next(steps, None))
             if not values:
@@ -79,6 +80,12 @@ def _values_of(value: Value, name: str) -> Iterator[_Placed]:
             yield from ((element.start, element) for element in field.value.values)
         else:
             yield field.start, field.value
+
+
+def _first_mention(value: Value, name: str) -> int:
+    """Where the field `name` of a message, which is there, is first named."""
+    assert isinstance(value, Message)
+    return next(field.start for field in value.fields if field.name == name)
 
 
 def _select(values: list[_Placed], schema: FieldSchema, step: str | int | None) -> list[_Placed]:
