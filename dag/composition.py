@@ -106,14 +106,19 @@ class _Composition:
     def problems(self) -> list[Problem]:
         self._declare_own_tensors()
         problems = [*self._missing_models()]
+        told: set[tuple[str, int]] = set()
         for index, (step, model) in enumerate(zip(self._steps, self._found, strict=True)):
+            # What is wrong with a model itself is said once, however many steps run it.
+            is_new = (step.model_name, step.model_version) not in told
+            told.add((step.model_name, step.model_version))
             if isinstance(model, ComposingModel):
-                problems += self._version(index, step, model)
-                problems += self._batch_size(index, model)
+                if is_new:
+                    problems += self._version(index, step, model)
+                    problems += self._batch_size(index, model)
                 problems += self._inputs(index, step, model)
                 problems += self._outputs(index, step, model)
-            else:
-                problems += self._unusable_model(index, step, model)
+            elif is_new and model.is_known:
+                problems.append(self._unusable_model(index, step, model))
         problems += self._joins()
         return [dataclasses.replace(problem, model=self._name) for problem in problems]
 
@@ -138,19 +143,16 @@ class _Composition:
             hint="; ".join(filter(None, hints)),
         )
 
-    def _unusable_model(self, index: int, step: EnsembleStep, model: MissingModel) -> Iterator[Problem]:
+    def _unusable_model(self, index: int, step: EnsembleStep, model: MissingModel) -> Problem:
         name = step.model_name
-        if not model.is_known:
-            return
-        if not model.is_valid:
-            yield self._problem(
-                index,
-                f"ensemble '{self._name}' depends on '{name}' which is not valid. "
-                f"Model '{name}' failed with error: {model.reason}",
-                "model_name",
-            )
-        else:
-            yield self._no_version(index, name, model.reason)
+        if model.is_valid:
+            return self._no_version(index, name, model.reason)
+        return self._problem(
+            index,
+            f"ensemble '{self._name}' depends on '{name}' which is not valid. "
+            f"Model '{name}' failed with error: {model.reason}",
+            "model_name",
+        )
 
     def _version(self, index: int, step: EnsembleStep, model: ComposingModel) -> Iterator[Problem]:
         name, version = step.model_name, step.model_version

@@ -14,7 +14,7 @@ from cantata.grammars.model_config import (
     ModelTransactionPolicy,
 )
 
-FP32 = DataType.TYPE_FP32
+FP32: DataType = DataType.TYPE_FP32
 
 # A tensor's dims, or its type and dims.
 TensorSpec = Sequence[int] | tuple[DataType, Sequence[int]]
@@ -97,16 +97,15 @@ def models_of(config: ModelConfig, decoupled: Sequence[int] = ()) -> list[ModelC
     ]
 
 
-def _specs(
-    tensors: Mapping[str, TensorSpec] | Sequence[str],
-) -> dict[str, tuple[DataType, tuple[int, ...]]]:
+def _specs(tensors: Mapping[str, TensorSpec] | Sequence[str]) -> dict[str, tuple[DataType, tuple[int, ...]]]:
     if not isinstance(tensors, Mapping):
         return dict.fromkeys(tensors, (FP32, (4,)))
-    specs = {}
-    for tensor, spec in tensors.items():
-        if spec and isinstance(spec[0], DataType):
-            kind, dims = spec
-            specs[tensor] = (kind, tuple(dims))  # type: ignore[arg-type]
-        else:
-            specs[tensor] = (FP32, tuple(spec))  # type: ignore[arg-type]
-    return specs
+    return {tensor: _spec(spec) for tensor, spec in tensors.items()}
+
+
+def _spec(spec: TensorSpec) -> tuple[DataType, tuple[int, ...]]:
+    match spec:
+        case (DataType() as kind, [*dims]):
+            return kind, tuple(dims)
+        case dims:
+            return FP32, tuple(int(size) for size in dims)

@@ -88,6 +88,15 @@ def test_models_that_can_not_be_had(model: ComposingModel | MissingModel, text: 
     assert messages(one_step(), lambda *_: model) == [text]
 
 
+def test_what_is_wrong_with_a_model_is_said_once_however_many_steps_run_it() -> None:
+    config = ensemble(
+        ["A"], ["C"], [step("m", {"IN": "A"}, {"OUT": "B"}), step("m", {"IN": "B"}, {"OUT": "C"})]
+    )
+    assert len(messages(config, finder(composing_model("m"), versions=()))) == 1
+    assert len(messages(config, lambda *_: MissingModel(is_known=True))) == 1
+    assert len(messages(config, lambda *_: MissingModel(is_known=False))) == 1
+
+
 def test_a_version_that_is_not_loaded() -> None:
     [problem] = check_composition(
         one_step(model_version=2), Positions(), finder(composing_model("m"), versions=(3, 1))

@@ -234,6 +234,14 @@ def test_the_first_error_is_sent_once_after_the_steps_in_flight_have_ended(runs:
     assert run.step_failed(one, "after the end") == []
 
 
+def test_a_run_that_has_met_an_error_says_so_to_whoever_has_yet_to_dispatch(runs: list[Run]) -> None:
+    run, [left, right] = started(runs, plan_of(("A", "B"), ("A", "C"), ("BC", "D"), outputs="D"), {"A": "a"})
+    was_stopped = run.is_stopped
+    assert run.step_failed(left, "refused") == []
+    assert (was_stopped, run.is_stopped) == (False, True)
+    assert run.step_failed(right, "not dispatched") == [Fail("refused")]
+
+
 def test_a_failing_decoupled_step_is_waited_for_and_what_it_sent_stays_sent(runs: list[Run]) -> None:
     plan = plan_of(("A", "B"), ("B", "C"), outputs="C", decoupled=(0,))
     run, [producer] = started(runs, plan, {"A": "a"})
