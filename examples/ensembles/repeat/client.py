@@ -30,7 +30,7 @@ def make_inputs(api: ModuleType, case: dict[str, Any]) -> list[Any]:
 
 
 def stream(api: ModuleType, client: Any, case: dict[str, Any]) -> list[list[Any]]:
-    """Every answer to one request. The last message of a stream is empty, and marked as the final one."""
+    """Every answer to one request. The last message is marked as final; it may carry an answer or be empty."""
     received: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
     client.start_stream(lambda result, error: received.put((result, error)))
     client.async_stream_infer("countdown", make_inputs(api, case), enable_empty_final_response=True)
@@ -39,12 +39,14 @@ def stream(api: ModuleType, client: Any, case: dict[str, Any]) -> list[list[Any]
         result, error = received.get(timeout=LONGEST_WAIT_S)
         if error is not None:
             raise error
-        if result.get_response().parameters["triton_final_response"].bool_param:
+        message = result.get_response()
+        if message.outputs:
+            value, text = int(result.as_numpy("VALUE")[0]), result.as_numpy("TEXT")[0].decode()
+            print(f"  {value:3}  {text}", flush=True)
+            answers.append([value, text])
+        if message.parameters["triton_final_response"].bool_param:
             client.stop_stream()
             return answers
-        value, text = int(result.as_numpy("VALUE")[0]), result.as_numpy("TEXT")[0].decode()
-        print(f"  {value:3}  {text}", flush=True)
-        answers.append([value, text])
 
 
 def check_over_grpc(url: str, cases: list[dict[str, Any]]) -> bool:
