@@ -69,13 +69,15 @@ def layered_layout(sizes: Mapping[N, tuple[float, float]], connections: Sequence
     lefts, width = _lefts(columns)
     top = min((cell.row - cell.height / 2 for column in columns for cell in column), default=0.0) - _MARGIN
     bottom = max((cell.row + cell.height / 2 for column in columns for cell in column), default=0.0) + _MARGIN
+    if any(way[-1].column <= way[0].column for way in ways):
+        bottom += ROW_GAP
     boxes = {}
     for name, cell in cells.items():
         left, column_width = lefts[cell.column]
         x = left + (column_width - cell.width) / 2
         boxes[name] = Box(x, cell.row - cell.height / 2 - top, cell.width, cell.height)
     paths = tuple(
-        _path(boxes[source], boxes[target], way, lefts, top)
+        _path(boxes[source], boxes[target], way, lefts, top, bottom - _MARGIN)
         for (source, target), way in zip(connections, ways, strict=True)
     )
     return Layout(boxes, paths, width, bottom - top)
@@ -156,12 +158,21 @@ def _lefts(columns: Sequence[Sequence[_Cell]]) -> tuple[list[tuple[float, float]
 
 
 def _path(
-    source: Box, target: Box, way: Sequence[_Cell], lefts: Sequence[tuple[float, float]], top: float
+    source: Box,
+    target: Box,
+    way: Sequence[_Cell],
+    lefts: Sequence[tuple[float, float]],
+    top: float,
+    floor: float,
 ) -> tuple[tuple[float, float], ...]:
-    """From the right side of one box to the left side of another, straight through each column between."""
-    points = [(source.x + source.width, source.middle)]
+    """From the right side of one box to the left side of another, straight through each column between, or along
+    the floor where it runs back.
+    """
+    begin, end = (source.x + source.width, source.middle), (target.x, target.middle)
+    if way[-1].column <= way[0].column:
+        return (begin, (begin[0] + _MARGIN / 2, floor - top), (end[0] - _MARGIN / 2, floor - top), end)
+    points = [begin]
     for cell in way[1:-1]:
         left, width = lefts[cell.column]
         points += [(left, cell.row - top), (left + width, cell.row - top)]
-    points.append((target.x, target.middle))
-    return tuple(points)
+    return (*points, end)

@@ -189,6 +189,14 @@ def test_boxes_do_not_overlap_and_connections_run_to_the_right() -> None:
         assert box.y + box.height <= layout.height
 
 
+def test_what_runs_back_passes_below_all_boxes() -> None:
+    sizes = dict.fromkeys("ab", (40.0, 20.0))
+    layout = layered_layout(sizes, [("a", "b"), ("b", "a")])
+    lowest = max(box.y + box.height for box in layout.boxes.values())
+    back = max(layout.paths, key=len)
+    assert lowest < max(y for _, y in back) < layout.height
+
+
 def test_a_large_ensemble_is_drawn_in_a_moment() -> None:
     steps = [step("m", {"I": f"T{index // 2}"}, {"O": f"T{index + 1}"}) for index in range(300)]
     config = ensemble(["T0"], [f"T{index}" for index in range(150, 301)], steps)
