@@ -20,13 +20,16 @@ class Reaper:
     def __init__(self) -> None:
         # SimpleQueue.put is re-entrant: a garbage collection inside it may call it again.
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # Guards `_thread`: models are loaded by several threads.
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread, unless it runs already. Not from several threads at once."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="cantata-abandoned", daemon=True)
-            self._thread.start()
+        """Start the thread, unless it runs already."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="cantata-abandoned", daemon=True)
+                self._thread.start()
 
     def add(self, ending: Callable[[], None]) -> None:
         """Have `ending` called soon, by the reaper's thread."""
@@ -34,10 +37,11 @@ class Reaper:
 
     def close(self) -> None:
         """End the thread, after what is queued."""
-        if self._thread is not None:
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
             self._queue.put(None)
-            self._thread.join()
-            self._thread = None
+            thread.join()
 
     def _run(self) -> None:
         while (ending := self._queue.get()) is not None:

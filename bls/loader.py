@@ -15,6 +15,7 @@ import importlib.util
 import itertools
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -26,6 +27,8 @@ from cantata.runtime.errors import internal_error, invalid_argument
 _PREFIX: Final = "cantata_model_"
 _API_NAME: Final = "triton_python_backend_utils"
 _numbers = itertools.count(1)
+# Models are loaded by several threads.
+_install_lock = threading.Lock()
 
 
 class ModelCode:
@@ -129,8 +132,9 @@ class _ModelFinder(importlib.abc.MetaPathFinder):
 
     def install(self) -> None:
         """Take part in imports from now on."""
-        if self not in sys.meta_path:
-            sys.meta_path.insert(0, self)
+        with _install_lock:
+            if self not in sys.meta_path:
+                sys.meta_path.insert(0, self)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
