@@ -7,6 +7,7 @@ the stacks of lark's LALR parser, and knows no message.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
@@ -28,6 +29,8 @@ _TEXT: Final[Mapping[str, str]] = {
 _STARTS_VALUE: Final = frozenset({"NAME", "NUMBER", "STRING", "LBRACE", "LANGLE"})
 _FOLLOWS_NAME: Final = frozenset({"COLON", "LBRACE", "LANGLE", "LBRACKET"})
 _LONGEST_QUOTE: Final = 40
+# No message of a configuration is nested so deeply; a text of braces alone must not cost its square.
+_LONGEST_PATH: Final = 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -230,7 +233,8 @@ class Recovery:
     # Reports
 
     def _report(self, message: str, token: Token, hint: str = "") -> None:
-        self.problems.append(SyntaxProblem(message, token.start, tuple(self._path()), hint))
+        path = tuple(itertools.islice(self._path(), _LONGEST_PATH))
+        self.problems.append(SyntaxProblem(message, token.start, path, hint))
 
     def _report_unexpected(self, token: Token) -> None:
         opener = self._innermost_opener()
