@@ -60,7 +60,9 @@ def main() -> None:
         assert parsed.config is not None, parsed.problems
         assert not validate_model_config(normalize_model_config(parsed.config), parsed.positions)
     seconds = time.perf_counter() - started
-    print(f"{count} configurations of a {STEPS}-step ensemble: {seconds:.2f} s, {seconds / count * 1e3:.2f} ms each")
+    print(
+        f"{count} configurations of a {STEPS}-step ensemble: {seconds:.2f} s, {seconds / count * 1e3:.2f} ms each"
+    )
 
 
 if __name__ == "__main__":
