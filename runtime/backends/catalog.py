@@ -26,7 +26,6 @@ class BackendEntry:
 
     name: str
     module: str
-    default_filename: str
     package: str = ""
     extra: str = ""
 
@@ -42,17 +41,16 @@ class BackendFiles(NamedTuple):
 _ENTRIES: Final = {
     entry.name: entry
     for entry in (
-        BackendEntry(
-            "onnxruntime", "cantata.runtime.backends.onnx_backend", "model.onnx", "onnxruntime", "onnx"
-        ),
-        BackendEntry("pytorch", "cantata.runtime.backends.torch_backend", "model.pt", "torch", "torch"),
-        BackendEntry("python", "cantata.bls.python_backend", "model.py"),
+        BackendEntry("onnxruntime", "cantata.runtime.backends.onnx_backend", "onnxruntime", "onnx"),
+        BackendEntry("pytorch", "cantata.runtime.backends.torch_backend", "torch", "torch"),
+        BackendEntry("python", "cantata.bls.python_backend"),
     )
 }
 
 _BACKEND_OF_PLATFORM: Final = {
     "onnxruntime_onnx": "onnxruntime",
     "pytorch_libtorch": "pytorch",
+    "libtorch": "pytorch",
     "torch_aoti": "pytorch",
 }
 
@@ -106,13 +104,18 @@ def backend_of_model_name(model_name: str) -> str:
     return backend
 
 
-def default_filename(backend: str, platform: str = "") -> str:
-    """The name of the file that a backend's models are in; empty for an unknown backend."""
-    for candidate in _BY_FILE:
-        if platform and candidate.platform == platform:
-            return candidate.filename
-    entry = _ENTRIES.get(backend)
-    return entry.default_filename if entry is not None else ""
+def default_filename(backend: str, platform: str, version_directory: Path | None) -> str:
+    """The name of a model's file where its configuration gives none; empty for an unknown backend.
+
+    Of the names that the backend and platform allow, the one that the directory holds, else the usual one.
+    """
+    candidates = [files for files in _BY_FILE if files.backend == backend]
+    of_platform = [files for files in candidates if files.platform == platform] or candidates
+    names = [files.filename for files in of_platform]
+    present = [
+        name for name in names if version_directory is not None and (version_directory / name).exists()
+    ]
+    return next(iter(present or names), "")
 
 
 def _entry(name: str) -> BackendEntry:

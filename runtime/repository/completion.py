@@ -127,16 +127,15 @@ def _complete(prepared: PreparedModel, open_backend: OpenBackend, completing: Co
 def _with_backend(prepared: PreparedModel, completing: Completing) -> ModelConfig:
     config = prepared.config
     backend, platform, filename = backend_of_config(config), config.platform, config.default_model_filename
+    directory = prepared.files(prepared.versions[0]).version_directory if prepared.versions else None
     if not backend and not platform and completing is not Completing.NEVER:
-        found = None
-        if prepared.versions:
-            found = backend_of_files(prepared.files(prepared.versions[0]).version_directory)
+        found = backend_of_files(directory) if directory is not None else None
         if found is not None:
             backend, platform, filename = found.backend, found.platform, filename or found.filename
-        elif prepared.versions:
+        elif directory is not None:
             backend = backend_of_model_name(config.name)
     if backend and not filename:
-        filename = default_filename(backend, platform)
+        filename = default_filename(backend, platform, directory)
     return config.model_copy(
         update={"backend": backend, "platform": platform, "default_model_filename": filename}
     )

@@ -1,4 +1,4 @@
-"""The embeddings example: the same vectors as plain PyTorch, through a real server and a stock client."""
+"""The embeddings example: the same vectors as plain PyTorch, from the embedded server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 from cantata import InferenceError, Server
 from cantata.runtime.errors import StatusCode
 from examples.ensembles.embeddings.minilm import MiniLm, embed
-from examples.server_process import serving
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "ensembles" / "embeddings"
 MODELS = EXAMPLE / "models"
@@ -88,14 +87,3 @@ def test_text_that_is_no_utf8_is_refused(server: Server) -> None:
 def test_more_texts_than_the_batch_size_are_refused(server: Server) -> None:
     with pytest.raises(InferenceError, match="batch-size must be <= 32"):
         served(server, *["text"] * 33)
-
-
-def test_the_client_finds_what_it_expects_over_both_protocols() -> None:
-    with serving(MODELS) as running:
-        for protocol in ("grpc", "http"):
-            command = [sys.executable, str(EXAMPLE / "client.py"), "--protocol", protocol]
-            done = subprocess.run(
-                [*command, "--url", running.url(protocol)], capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert "each sentence is nearest to the one that means the same, as expected" in done.stdout

@@ -62,6 +62,7 @@ def test_a_backend_whose_package_is_broken_says_so(monkeypatch: pytest.MonkeyPat
         ("", "onnxruntime_onnx", "onnxruntime"),
         ("", "pytorch_libtorch", "pytorch"),
         ("", "torch_aoti", "pytorch"),
+        ("", "libtorch", "pytorch"),
         ("other", "onnxruntime_onnx", "other"),
         ("", "", ""),
         ("", "ensemble", ""),
@@ -116,14 +117,22 @@ def test_a_name_without_a_backend_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "platform", "expected"),
+    ("backend", "platform", "present", "expected"),
     [
-        ("onnxruntime", "", "model.onnx"),
-        ("pytorch", "", "model.pt"),
-        ("pytorch", "torch_aoti", "model.pt2"),
-        ("python", "", "model.py"),
-        ("unknown", "", ""),
+        ("onnxruntime", "", [], "model.onnx"),
+        ("pytorch", "", [], "model.pt"),
+        ("pytorch", "", ["model.pt2"], "model.pt2"),
+        ("pytorch", "", ["model.pt", "model.pt2"], "model.pt"),
+        ("pytorch", "pytorch_libtorch", ["model.pt2"], "model.pt"),
+        ("pytorch", "libtorch", [], "model.pt"),
+        ("pytorch", "torch_aoti", [], "model.pt2"),
+        ("python", "", [], "model.py"),
+        ("unknown", "", [], ""),
     ],
 )
-def test_each_backend_has_a_default_file(backend: str, platform: str, expected: str) -> None:
-    assert catalog.default_filename(backend, platform) == expected
+def test_each_backend_has_a_default_file(
+    tmp_path: Path, backend: str, platform: str, present: list[str], expected: str
+) -> None:
+    for name in present:
+        (tmp_path / name).touch()
+    assert catalog.default_filename(backend, platform, tmp_path) == expected
