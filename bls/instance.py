@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from cantata.bls.async_loop import AsyncLoop
 from cantata.bls.current_model import Activity, CallerNotes, HostedModel, current_activity, running_hook_of
@@ -27,6 +27,11 @@ from cantata.bls.response_sender import (
 from cantata.bls.responses import InferenceResponse
 from cantata.runtime.errors import internal_error
 from cantata.runtime.execution.execution import Execution
+
+# The one thing that a model.py may do elsewhere and not here.
+_READ_ONLY_HINT: Final = (
+    "\nArrays that a model receives are shared with other models: change a copy (`as_numpy().copy()`)."
+)
 
 
 class _ExecuteViolation(Exception):
@@ -184,7 +189,10 @@ class PythonInstance:
 
     def _fail_for(self, execution: Execution, requests: list[InferenceRequest], error: BaseException) -> None:
         model_log(self._model.name).error("execute of instance '%s' failed", self._name, exc_info=error)
-        self._fail(execution, requests, describe_failure(error))
+        text = describe_failure(error)
+        if isinstance(error, ValueError) and "read-only" in str(error):
+            text += _READ_ONLY_HINT
+        self._fail(execution, requests, text)
 
     def _fail(self, execution: Execution, requests: list[InferenceRequest], text: str) -> None:
         """Fail every request of the batch that is not answered yet."""

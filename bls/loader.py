@@ -21,6 +21,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, Final
 
+from cantata.bls.aliases import AliasFinder, drop_aliases, is_installed
 from cantata.bls.failures import describe_import_failure
 from cantata.runtime.errors import internal_error, invalid_argument
 
@@ -57,6 +58,7 @@ class ModelCode:
         _finder.packages.pop(self.package, None)
         for name in [name for name in list(sys.modules) if name.partition(".")[0] == self.package]:
             del sys.modules[name]
+        drop_aliases()
 
     def _import(self, model_name: str) -> ModuleType:
         try:
@@ -135,6 +137,7 @@ class _ModelFinder(importlib.abc.MetaPathFinder):
         with _install_lock:
             if self not in sys.meta_path:
                 sys.meta_path.insert(0, self)
+                sys.meta_path.append(AliasFinder())
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -171,6 +174,9 @@ def _model_builtins(package: str, directories: Sequence[Path]) -> dict[str, Any]
         importer = str((globals or {}).get("__name__", ""))
         if level == 0 and siblings.has(top, importer):
             module = import_module(f"{package}.{name}", globals, locals, fromlist, 0)
+            if isinstance(fromlist, list) and not fromlist:
+                # Not a statement but pickle and its kind (PyImport_Import): they look into sys.modules next.
+                importlib.import_module(name)
             return module if fromlist else sys.modules[f"{package}.{top}"]
         return import_module(name, globals, locals, fromlist, level)
 
@@ -193,7 +199,7 @@ class _Siblings:
 
     def has(self, name: str, importer: str) -> bool:
         """Whether `name` is the model's, to the module `importer`: tokenizers.py means the library by its own name."""
-        if importer == f"{self._package}.{name}" and _is_installed(name):
+        if importer == f"{self._package}.{name}" and is_installed(name):
             return False
         known = self._known.get(name)
         if known is None:
@@ -207,8 +213,4 @@ class _Siblings:
             return False
         if spec.origin is not None:
             return True
-        return not _is_installed(name)
-
-
-def _is_installed(name: str) -> bool:
-    return name in sys.modules or importlib.util.find_spec(name) is not None
+        return not is_installed(name)

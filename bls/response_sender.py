@@ -146,9 +146,9 @@ class ResponseStream:
     def _respond(self, response: InferenceResponse | None, final: bool) -> None:
         if self._has_ended:
             return
-        self._has_ended = final
         request = self.request
         converted = None if response is None else self._open_streams.outputs.response_of(request, response)
+        self._has_ended = final
         request.respond(converted, final)
         if final:
             self._open_streams.forget(self)

@@ -247,6 +247,29 @@ def test_an_executor_may_make_the_call(host: PythonModelHost) -> None:
     assert client.values() == [[[1.0, 2.0]]]
 
 
+def test_a_thread_of_the_model_may_call_and_log(
+    host: PythonModelHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.services.models["callee"] = echo
+    client = infer(
+        host,
+        """
+    def execute(self, requests):
+        import threading
+        replies = []
+        def work():
+            pb_utils.Logger.log_error("from a thread")
+            replies.append(passed_on(inner_of(requests[0]).exec()))
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return replies
+""",
+    )
+    assert client.values() == [[[1.0, 2.0]]]
+    assert [record.name for record in caplog.records] == ["cantata.model.model"]
+
+
 @pytest.mark.parametrize("hook", ["initialize(self, args)", "finalize(self)"])
 def test_calls_are_refused_outside_execute(
     host: PythonModelHost, hook: str, caplog: pytest.LogCaptureFixture

@@ -328,3 +328,21 @@ def test_an_is_ready_that_misbehaves_is_an_error(host: PythonModelHost, body: st
     with pytest.raises(InferenceError) as failure:
         instance.is_ready()
     assert failure.value.message == message
+
+
+def test_a_model_that_writes_into_its_input_is_told_what_to_do(host: PythonModelHost) -> None:
+    instance = host.load(
+        """
+        class TritonPythonModel:
+            def execute(self, requests):
+                values = requests[0].inputs()[0].as_numpy()
+                values /= 255
+        """
+    )
+    request, client = request_with([[1.0]])
+    host.run(instance, [request])
+    assert "output array is read-only" in client.error.message
+    assert client.error.message.endswith(
+        "Arrays that a model receives are shared with other models: change a copy (`as_numpy().copy()`)."
+    )
+    assert request.inputs["IN"].array.tolist() == [[1.0]]

@@ -227,3 +227,36 @@ def test_a_producer_waits_for_its_reader(host: PythonModelHost) -> None:
 def test_decoupled_models_are_never_run_on_threads_that_serve_others(host: PythonModelHost) -> None:
     assert host.load(SENDING.format(body="pass"), DECOUPLED).makes_blocking_calls
     assert not host.load(SENDING.format(body="pass"), CONFIG).makes_blocking_calls
+
+
+def test_nothing_is_kept_of_requests_that_have_ended(host: PythonModelHost) -> None:
+    instance = host.load(
+        SENDING.format(body="s = request.get_response_sender(); s.send(response(1)); s.send(flags=FINAL)"),
+        DECOUPLED,
+    )
+    for _ in range(50):
+        host.infer(instance).wait()
+    assert not instance._open_streams._senders
+
+
+def test_many_threads_may_send_for_one_request(host: PythonModelHost) -> None:
+    client = infer(
+        host,
+        """
+        def work(sender, base):
+            for value in range(200):
+                sender.send(response(base + value))
+        def work_all(sender):
+            threads = [threading.Thread(target=work, args=[sender, 1000 * n]) for n in range(4)]
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+            sender.send(flags=FINAL)
+        threading.Thread(target=work_all, args=[request.get_response_sender()]).start()
+        """,
+    )
+    sent = [value for [[value]] in client.values()]
+    assert sorted(sent) == [1000.0 * base + value for base in range(4) for value in range(200)]
+    for base in range(4):
+        own = [value for value in sent if value // 1000 == base]
+        assert own == sorted(own)
+    assert client.finals == 1
