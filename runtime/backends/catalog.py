@@ -118,6 +118,13 @@ def default_filename(backend: str, platform: str, version_directory: Path | None
     return next(iter(present or names), "")
 
 
+def default_platform(backend: str, filename: str) -> str:
+    """The platform of a backend's models where the configuration gives none; empty where the backend has none."""
+    candidates = [files for files in _BY_FILE if files.backend == backend]
+    of_suffix = [files for files in candidates if Path(files.filename).suffix == Path(filename).suffix]
+    return next((files.platform for files in of_suffix or candidates), "")
+
+
 def _entry(name: str) -> BackendEntry:
     entry = _ENTRIES.get(name)
     if entry is None:

@@ -21,6 +21,7 @@ from cantata.runtime.backends.catalog import (
     backend_of_files,
     backend_of_model_name,
     default_filename,
+    default_platform,
 )
 from cantata.runtime.errors import InferenceError, invalid_argument
 from cantata.runtime.execution.devices import complete_instance_groups
@@ -136,6 +137,8 @@ def _with_backend(prepared: PreparedModel, completing: Completing) -> ModelConfi
             backend = backend_of_model_name(config.name)
     if backend and not filename:
         filename = default_filename(backend, platform, directory)
+    if not platform:
+        platform = default_platform(backend, filename)
     return config.model_copy(
         update={"backend": backend, "platform": platform, "default_model_filename": filename}
     )

@@ -136,3 +136,18 @@ def test_each_backend_has_a_default_file(
     for name in present:
         (tmp_path / name).touch()
     assert catalog.default_filename(backend, platform, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("backend", "filename", "expected"),
+    [
+        ("onnxruntime", "model.onnx", "onnxruntime_onnx"),
+        ("onnxruntime", "detector.bin", "onnxruntime_onnx"),
+        ("pytorch", "model.pt", "pytorch_libtorch"),
+        ("pytorch", "encoder.pt2", "torch_aoti"),
+        ("python", "model.py", ""),
+        ("", "", ""),
+    ],
+)
+def test_each_backend_has_a_default_platform(backend: str, filename: str, expected: str) -> None:
+    assert catalog.default_platform(backend, filename) == expected
