@@ -12,8 +12,8 @@ import socket
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import numpy as np
@@ -28,7 +28,6 @@ from cantata.runtime.frontends.http.options import HttpOptions, RestrictedApi
 from cantata.runtime.frontends.http.server import HttpServer
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
-from cantata.runtime.server import Server
 from cantata.runtime.tensor import Tensor
 from tests.support.fake_server import (
     FakeModel,
@@ -38,6 +37,9 @@ from tests.support.fake_server import (
     model_config,
     respond_with,
 )
+
+if TYPE_CHECKING:
+    from cantata.runtime.server import Server
 
 
 class Gate:
@@ -87,7 +89,7 @@ class Running:
     def __init__(self, server: FakeServer, options: HttpOptions, gate: Gate) -> None:
         self.server = server
         self.gate = gate
-        self.frontend = HttpServer(cast(Server, server), options)
+        self.frontend = HttpServer(cast("Server", server), options)
         self.frontend.start()
         self.port = cast(int, self.frontend.port)
         self.address = f"127.0.0.1:{self.port}"
@@ -105,7 +107,6 @@ class Running:
     def close(self) -> None:
         self.gate.opened.set()
         self.http.close()
-        self.frontend.stop_accepting(10)
         self.frontend.close()
         self.server.close()
 
@@ -643,30 +644,37 @@ def test_stopping_finishes_what_is_in_flight_and_refuses_what_is_new() -> None:
     with running() as own, own.socket() as busy, own.socket() as idle:
         busy.sendall(infer_bytes("gated"))
         assert own.gate.entered.acquire(timeout=20)
-        stopping = threading.Thread(target=own.frontend.stop_accepting)
-        stopping.start()
+        own.frontend.stop_accepting()
+        refused = own.infer("pair")
+        assert (refused.status_code, refused.json()) == (503, {"error": "Server not ready"})
+        assert own.http.get("/v2/health/live").status_code == 200
+        closing = threading.Thread(target=own.frontend.close, args=(20,))
+        closing.start()
         assert idle.recv(1) == b""
         with pytest.raises(ConnectionRefusedError):
             own.socket()
         own.gate.opened.set()
         answer = b"".join(iter(lambda: busy.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 200 OK")
-        stopping.join(20)
-        assert not stopping.is_alive()
+        closing.join(20)
+        assert not closing.is_alive()
 
 
-def test_stopping_gives_up_after_its_time() -> None:
+def test_closing_cuts_off_what_takes_too_long() -> None:
     with running() as own, own.socket() as busy:
         busy.sendall(infer_bytes("gated"))
         assert own.gate.entered.acquire(timeout=20)
-        assert not own.frontend.stop_accepting(0.01)
-        own.frontend.close()
+        own.frontend.close(0.01)
+        with suppress(ConnectionResetError):
+            assert busy.recv(1) == b""
+        (request,) = own.server.submitted
+        assert request.cancellation.is_cancelled
         own.gate.opened.set()
 
 
 def test_a_port_in_use_is_told_with_its_address() -> None:
     with running() as own:
-        second = HttpServer(cast(Server, own.server), HttpOptions(address="127.0.0.1", port=own.port))
+        second = HttpServer(cast("Server", own.server), HttpOptions(address="127.0.0.1", port=own.port))
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{own.port}"):
             second.start()
         second.close()
@@ -677,7 +685,7 @@ def test_either_port_may_be_switched_off() -> None:
         assert own.frontend.metrics_port is None
         assert own.infer("pair").status_code == 200
     metrics_alone = HttpServer(
-        cast(Server, FakeServer()), HttpOptions(address="127.0.0.1", port=None, metrics_port=0)
+        cast("Server", FakeServer()), HttpOptions(address="127.0.0.1", port=None, metrics_port=0)
     )
     metrics_alone.start()
     try:
@@ -697,7 +705,7 @@ def test_an_answer_is_complete_before_the_model_may_use_its_memory_again() -> No
 
     config = model_config("reuse", {"IN": (DataType.UINT8, (-1, -1))}, {"OUT": (DataType.UINT8, (-1, -1))})
     server = FakeServer(FakeModel(config, reuse, is_quick=False))
-    frontend = HttpServer(cast(Server, server), HttpOptions(address="127.0.0.1", port=0))
+    frontend = HttpServer(cast("Server", server), HttpOptions(address="127.0.0.1", port=0))
     frontend.start()
     try:
         with triton.InferenceServerClient(f"127.0.0.1:{frontend.port}") as client:
@@ -705,6 +713,5 @@ def test_an_answer_is_complete_before_the_model_may_use_its_memory_again() -> No
             given.set_data_from_numpy(np.full((1, 1), 7, dtype=np.uint8))
             assert client.infer("reuse", [given]).as_numpy("OUT").min() == 7
     finally:
-        frontend.stop_accepting(10)
         frontend.close()
         server.close()

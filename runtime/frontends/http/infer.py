@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from cantata.runtime.clock import monotonic_ns
-from cantata.runtime.errors import InferenceError, StatusCode, internal_error, unsupported
+from cantata.runtime.errors import InferenceError, StatusCode, internal_error, unavailable, unsupported
 from cantata.runtime.frontends.classification import classified
 from cantata.runtime.frontends.http.compression import accepted_encoding, compressed, decompressed
 from cantata.runtime.frontends.http.connection import Exchange
@@ -60,6 +60,8 @@ class InferRoute:
             else None
         )
         self._restrictions = Restrictions(options.restricted_apis)
+        # Set, from any thread, when no further request may be submitted.
+        self.is_stopping = False
         self._arrived: list[tuple[Exchange, str, int]] = []
         # Answers from other threads, and whether the loop has been told of them.
         self._outbox: deque[tuple[Exchange, bytes]] = deque()
@@ -109,6 +111,8 @@ class InferRoute:
     def _submit(self, exchange: Exchange, model_name: str, model_version: int) -> None:
         received_ns = monotonic_ns()
         try:
+            if self.is_stopping:
+                raise unavailable("Server not ready")
             model = self._server.model(model_name, checked_version(model_version))
             if model.is_decoupled:
                 raise unsupported("HTTP end point doesn't support models with decoupled transaction policy")

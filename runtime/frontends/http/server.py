@@ -10,6 +10,7 @@ import asyncio
 import re
 import socket
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -43,6 +44,7 @@ class HttpServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ports: list[_Port] = []
+        self._http_handler: _HttpHandler | None = None
         self.port: int | None = None
         self.metrics_port: int | None = None
 
@@ -69,25 +71,23 @@ class HttpServer:
         self._thread.start()
         is_serving.wait()
 
-    def stop_accepting(self, timeout_s: float | None = None) -> bool:
-        """Take no more requests, and wait for the answers to those that were taken.
+    def stop_accepting(self) -> None:
+        """Refuse new inference requests from now on; those in flight go on, and so do health checks."""
+        if self._http_handler is not None:
+            self._http_handler.stop_accepting()
+        for port in self._ports:
+            port.connections.is_draining = True
 
-        Returns False when some were not answered within `timeout_s`.
+    def close(self, grace_s: float = 1.0) -> None:
+        """Stop listening, let answers reach their clients for `grace_s` seconds, cut off the rest, end the thread.
+
+        Closing twice does nothing.
         """
-        if self._loop is None:
-            return True
-        drained = asyncio.run_coroutine_threadsafe(self._drain(), self._loop)
-        try:
-            drained.result(timeout_s)
-        except TimeoutError:
-            return False
-        return True
-
-    def close(self) -> None:
-        """Cut off what is still connected, and end the thread. Closing twice does nothing."""
         loop, self._loop = self._loop, None
         if loop is None or self._thread is None:
             return
+        self.stop_accepting()
+        asyncio.run_coroutine_threadsafe(self._end(grace_s), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         self._thread.join()
 
@@ -103,7 +103,6 @@ class HttpServer:
             self._loop = loop
             is_serving.set()
             loop.run_forever()
-            loop.run_until_complete(self._abort())
         finally:
             is_serving.set()
             asyncio.set_event_loop(None)
@@ -112,21 +111,20 @@ class HttpServer:
     def _handlers(self, loop: asyncio.AbstractEventLoop) -> list[_HttpHandler | _AsgiHandler]:
         handlers: list[_HttpHandler | _AsgiHandler] = []
         if self._options.port is not None:
-            handlers.append(_HttpHandler(self._server, self._options, loop))
+            self._http_handler = _HttpHandler(self._server, self._options, loop)
+            handlers.append(self._http_handler)
         if self._options.metrics_port is not None:
             metrics = MetricsText(self._server.model_figures, CpuFigures.available())
             handlers.append(_AsgiHandler(create_metrics_application(metrics.render), loop))
         return handlers
 
-    async def _drain(self) -> None:
+    async def _end(self, grace_s: float) -> None:
         for port in self._ports:
             port.stop_listening()
+        draining = [port.connections.drain() for port in self._ports]
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*draining), grace_s)
         for port in self._ports:
-            await port.connections.drain()
-
-    async def _abort(self) -> None:
-        for port in self._ports:
-            port.stop_listening()
             port.connections.abort()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
@@ -180,6 +178,9 @@ class _HttpHandler:
         self._max_input_size = options.max_input_size
         # Infer addresses seen so far: the model's name and version, or None for an address of something else.
         self._known_urls: dict[bytes, tuple[str, int] | None] = {}
+
+    def stop_accepting(self) -> None:
+        self._infer.is_stopping = True
 
     def body_limit(self, exchange: Exchange) -> int | None:
         """None for binary tensors behind a JSON header, which have no limit: they are as large as they must be."""
