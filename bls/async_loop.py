@@ -10,9 +10,13 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, Final
 
 _log = logging.getLogger("cantata.python")
+
+# How long a model's tasks may take to end when they are cancelled.
+_PATIENCE_S: Final = 5.0
 
 
 class AsyncLoop:
@@ -22,7 +26,7 @@ class AsyncLoop:
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._is_closing = False
+        self._is_stopped = False
         # A task that nobody else holds may be collected while it runs.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -42,12 +46,21 @@ class AsyncLoop:
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def close(self) -> None:
-        """Cancel what still runs, wait for it to end, and end the thread."""
+    def close(self, timeout_s: float = _PATIENCE_S) -> None:
+        """Cancel what still runs, wait for it to end, and end the thread.
+
+        A task that will not end keeps the thread; that is logged, and nobody waits for it any longer.
+        """
         if self._loop is None or self._thread is None:
             return
-        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
-        self._is_closing = True
+        ended = asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop)
+        try:
+            ended.result(timeout_s)
+        except FutureTimeoutError:
+            ended.cancel()
+            _log.error("tasks of model instance '%s' did not end when they were cancelled", self._name)
+            return
+        self._is_stopped = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -70,7 +83,7 @@ class AsyncLoop:
     def _run(self) -> None:
         assert self._loop is not None
         asyncio.set_event_loop(self._loop)
-        while not self._is_closing:
+        while not self._is_stopped:
             try:
                 self._loop.run_forever()
             except BaseException:
