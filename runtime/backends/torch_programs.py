@@ -108,7 +108,8 @@ def _open_exported(path: Path, device: torch.device | None) -> Program:
         getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in module.graph.nodes
     )
     names = list(inspect.signature(module.forward).parameters)
-    return _structured_program(module, exported.call_spec.in_spec, names, writes_in_place=writes)
+    # forward() checks the shapes it was exported for; calling the module itself would check them once more.
+    return _structured_program(module.forward, exported.call_spec.in_spec, names, writes_in_place=writes)
 
 
 def _open_package(path: Path, device: torch.device | None) -> Program:
