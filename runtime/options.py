@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cantata.runtime.repository.control import ModelControlMode
+
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
@@ -19,6 +21,9 @@ class ServerOptions:
     exit_on_error: bool = True
     disable_auto_complete_config: bool = False
     strict_readiness: bool = True
+    model_control_mode: ModelControlMode = ModelControlMode.NONE
+    load_model: tuple[str, ...] = ()
+    repository_poll_secs: float = 15.0
     model_config_name: str = ""
     model_load_thread_count: int = 4
     exit_timeout_secs: float = 30.0

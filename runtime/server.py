@@ -14,6 +14,7 @@ from cantata.runtime.errors import InferenceError, StatusCode, internal_error, i
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.observe.snapshots import ModelFigures, ModelStatistics
 from cantata.runtime.options import ServerOptions
+from cantata.runtime.repository.control import ModelControlMode, Poller
 from cantata.runtime.repository.loader import ModelLoader
 from cantata.runtime.repository.model_version import ModelVersion
 from cantata.runtime.repository.registry import FailedVersion, ModelIndexEntry, Registry
@@ -57,10 +58,12 @@ class Server:
             options.model_repository,
             self._loader,
             self._registry,
+            mode=options.model_control_mode,
             config_name=options.model_config_name,
             auto_complete=not options.disable_auto_complete_config,
             thread_count=options.model_load_thread_count,
         )
+        self._poller: Poller | None = None
         self._is_started = False
         self._is_exiting = False
         self._close_lock = threading.Lock()
@@ -73,7 +76,7 @@ class Server:
         everything is closed again then, and `failures` still tells why.
         """
         try:
-            self._repository.load_all()
+            self._repository.load_startup_models(self.options.load_model)
         except InferenceError:
             self.close()
             raise
@@ -81,6 +84,9 @@ class Server:
             self.close()
             raise internal_error("failed to load all models")
         self._is_started = True
+        if self.options.model_control_mode is ModelControlMode.POLL:
+            self._poller = Poller(self._repository.poll, self.options.repository_poll_secs)
+            self._poller.start()
 
     def stop_accepting(self) -> None:
         """Refuse requests from outside from now on; those accepted, and what they call, go on."""
@@ -97,6 +103,8 @@ class Server:
                 return True
             self._is_closed = True
         self.stop_accepting()
+        if self._poller is not None:
+            self._poller.close()
         deadline_ns = monotonic_ns() + int(self.options.exit_timeout_secs * 1e9)
         all_ended = self._repository.unload_all(deadline_ns)
         if not all_ended:
@@ -126,13 +134,21 @@ class Server:
                 raise
             self._registry.find(request.model_name, request.model_version).accept(request)
 
+    def load_model(self, name: str) -> None:
+        """Load or reload a model; raises InferenceError when that is not allowed, or fails."""
+        self._repository.load(name)
+
+    def unload_model(self, name: str, unload_dependents: bool = False) -> None:
+        """Stop serving a model; returns when that has begun. Raises InferenceError when it is not allowed."""
+        self._repository.unload(name, unload_dependents)
+
     def model(self, name: str, version: int = -1) -> ModelVersion:
         """A READY version, with -1 the highest; raises InferenceError with the lookup's error."""
         return self._registry.find(name, version)
 
     def model_versions(self, name: str) -> list[int]:
         """The READY versions of a model, ascending."""
-        return self._registry.ready_versions(name)
+        return self._registry.entry(name).ready_versions
 
     @property
     def is_exiting(self) -> bool:

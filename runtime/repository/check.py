@@ -80,7 +80,9 @@ def _own_problems(name: str, model: PreparedModel) -> list[Problem]:
 
 
 def _ensemble_problems(models: dict[str, PreparedModel]) -> list[Problem]:
-    ensembles = {name: model for name, model in models.items() if model.config.ensemble_scheduling is not None}
+    ensembles = {
+        name: model for name, model in models.items() if model.config.ensemble_scheduling is not None
+    }
     find = find_prepared(models)
     problems: list[Problem] = []
     for name, ensemble in ensembles.items():

@@ -57,6 +57,12 @@ class PreparedModel:
     def is_ensemble(self) -> bool:
         return self.config.platform == ENSEMBLE_PLATFORM or self.config.ensemble_scheduling is not None
 
+    @property
+    def step_models(self) -> frozenset[str]:
+        """The models that an ensemble's steps name."""
+        ensemble = self.config.ensemble_scheduling
+        return frozenset(() if ensemble is None else (step.model_name for step in ensemble.step))
+
     def failure(self) -> InferenceError | None:
         """Why the model cannot be loaded, or None."""
         if self.error is not None:

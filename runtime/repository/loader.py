@@ -74,8 +74,8 @@ class ModelLoader:
         model = backend.load(files, config)
         instances: list[BackendInstance] = []
         try:
-            for placement in place_instances(config):
-                instances.append(model.create_instance(placement))
+            # What was made before one fails is in the list, to be closed.
+            instances.extend(model.create_instance(placement) for placement in place_instances(config))
         except BaseException:
             _close_all(instances, model)
             raise

@@ -1,19 +1,17 @@
 """Which model versions are known, and finding one for a request.
 
 Owns the map from names and versions to model versions, the lookup errors (reference, section 3) and the repository
-index. Loads nothing.
+index. Loads nothing and closes nothing.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from cantata.runtime.errors import InferenceError, invalid_argument, not_found, unavailable
 from cantata.runtime.repository.model_version import ModelState, ModelVersion
-
-UNLOADED = "unloaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +33,37 @@ class FailedVersion:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """All that is known under one name. `is_invalid`: it failed by its own configuration; `is_unloaded`: on request."""
+
+    versions: Mapping[int, ModelVersion] = field(default_factory=dict)
+    failures: tuple[FailedVersion, ...] = ()
+    is_invalid: bool = False
+    is_unloaded: bool = False
+
+    @property
+    def ready_versions(self) -> list[int]:
+        """The READY versions, ascending."""
+        return sorted(number for number, version in self.versions.items() if version.is_ready)
+
+
+_NOTHING = ModelEntry()
+
+
 class Registry:
-    """The known models. Lookups take no lock: they read dictionaries that are replaced, never changed."""
+    """The known models. Lookups take no lock: they read dictionaries that are replaced, never changed.
+
+    `_lock` guards the replacing.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._versions: dict[str, dict[int, ModelVersion]] = {}
+        self._models: dict[str, ModelEntry] = {}
         # The highest READY version of each model: what a request without a version gets.
         self._latest: dict[str, ModelVersion] = {}
-        self._failures: dict[str, tuple[FailedVersion, ...]] = {}
-        # Names that were found on disk but not loaded.
-        self._unloaded_names: frozenset[str] = frozenset()
+        # Every name that is on disk, loaded or not.
+        self._names_on_disk: frozenset[str] = frozenset()
 
     def find(self, name: str, version: int) -> ModelVersion:
         """The READY version asked for, or with -1 the highest; raises InferenceError as section 3 says."""
@@ -54,61 +72,68 @@ class Registry:
             if latest is not None:
                 return latest
         else:
-            found = self._versions.get(name, {}).get(version)
-            if found is not None and found.state is ModelState.READY:
+            found = self.entry(name).versions.get(version)
+            if found is not None and found.is_ready:
                 return found
         raise self._lookup_error(name, version)
 
-    def ready_versions(self, name: str) -> list[int]:
-        """The READY versions of a model, ascending."""
-        versions = self._versions.get(name, {})
-        return sorted(version for version, found in versions.items() if found.is_ready)
-
-    def all_versions(self) -> list[ModelVersion]:
-        """Every version that is loaded or being unloaded, by name and version."""
-        return [
-            versions[number] for _, versions in sorted(self._versions.items()) for number in sorted(versions)
-        ]
+    def entry(self, name: str) -> ModelEntry:
+        """All that is known of a model; an empty entry for one that is not."""
+        return self._models.get(name, _NOTHING)
 
     def is_known(self, name: str) -> bool:
         """Whether the model was ever loaded, or tried to be."""
-        return name in self._versions or name in self._failures
+        return name in self._models
+
+    def names(self) -> list[str]:
+        """The models that were ever loaded, or tried to be."""
+        return sorted(self._models)
+
+    def names_on_disk(self) -> frozenset[str]:
+        """The models that the repositories hold."""
+        return self._names_on_disk
+
+    def all_versions(self) -> list[ModelVersion]:
+        """Every version, READY or not, by name and version."""
+        models = self._models
+        return [
+            models[name].versions[number]
+            for name in sorted(models)
+            for number in sorted(models[name].versions)
+        ]
 
     def failures(self) -> list[FailedVersion]:
         """What could not be loaded, by name."""
-        return [failure for _, failures in sorted(self._failures.items()) for failure in failures]
+        models = self._models
+        return [failure for name in sorted(models) for failure in models[name].failures]
 
-    def set_model(
-        self, name: str, versions: Iterable[ModelVersion], failures: Iterable[FailedVersion] = ()
-    ) -> None:
-        """Make `versions` the ones that serve under `name`, and remember what failed."""
-        by_number = {version.version: version for version in versions}
-        failed = tuple(failures)
+    def replace(self, entries: Mapping[str, ModelEntry]) -> None:
+        """Put new entries in the place of the old ones, all at the same moment for whoever looks."""
         with self._lock:
-            self._versions = (
-                {**self._versions, name: by_number} if by_number or not failed else self._versions
-            )
-            self._failures = {**self._failures, name: failed}
-            self._unloaded_names -= {name}
-            self._refresh(name)
+            models = {**self._models, **entries}
+            self._models = models
+            self._latest = _latest_of(models)
 
-    def set_unloaded_names(self, names: Iterable[str]) -> None:
-        """Names to show in the index that have never been loaded."""
-        with self._lock:
-            self._unloaded_names = frozenset(names) - self._versions.keys() - self._failures.keys()
+    def set_names_on_disk(self, names: Iterable[str]) -> None:
+        """Tell what the repositories hold now."""
+        self._names_on_disk = frozenset(names)
 
-    def set_state(self, version: ModelVersion, state: ModelState, reason: str = "") -> None:
-        """Change the state of a version."""
+    def refresh(self) -> None:
+        """Look at the states of all versions anew, after some have changed."""
         with self._lock:
-            version.state = state
-            version.reason = reason
-            self._refresh(version.name)
+            self._latest = _latest_of(self._models)
 
     def index(self, ready_only: bool) -> list[ModelIndexEntry]:
         """The repository index (reference, sections 3 and 6.12)."""
+        models = {
+            name: entry
+            for name, entry in self._models.items()
+            if name in self._names_on_disk or entry.ready_versions or entry.failures
+        }
         entries = [
             ModelIndexEntry(found.name, str(found.version), found.state.value, found.reason)
-            for found in self.all_versions()
+            for entry in models.values()
+            for found in entry.versions.values()
             if found.is_ready or not ready_only
         ]
         if not ready_only:
@@ -119,28 +144,35 @@ class Registry:
                     ModelState.UNAVAILABLE.value,
                     failure.reason,
                 )
-                for failure in self.failures()
+                for entry in models.values()
+                for failure in entry.failures
+                if failure.version not in entry.versions
             ]
-            entries += [ModelIndexEntry(name, "", "", "") for name in self._unloaded_names]
-        return sorted(entries, key=lambda entry: (entry.name, entry.version))
-
-    def _refresh(self, name: str) -> None:
-        """Find the highest READY version anew; the caller holds the lock."""
-        ready = self.ready_versions(name)
-        latest = dict(self._latest)
-        latest.pop(name, None)
-        if ready:
-            latest[name] = self._versions[name][ready[-1]]
-        self._latest = latest
+            entries += [ModelIndexEntry(name, "", "", "") for name in self._names_on_disk - models.keys()]
+        return sorted(entries, key=_index_order)
 
     def _lookup_error(self, name: str, version: int) -> InferenceError:
         unknown = f"Request for unknown model: '{name}'"
         if not self.is_known(name):
             return invalid_argument(f"{unknown} is not found")
-        versions = self._versions.get(name, {})
-        failed = {failure.version for failure in self._failures.get(name, ())}
+        entry = self.entry(name)
+        if entry.is_unloaded:
+            return not_found(f"Identifier of model '{name}' is not found in global map")
         if version == -1:
             return not_found(f"{unknown} has no available versions")
-        if version in versions or version in failed:
+        if version in entry.versions or any(failure.version == version for failure in entry.failures):
             return unavailable(f"{unknown} version {version} is not at ready state")
         return not_found(f"{unknown} version {version} is not found")
+
+
+def _latest_of(models: Mapping[str, ModelEntry]) -> dict[str, ModelVersion]:
+    latest = {}
+    for name, entry in models.items():
+        ready = entry.ready_versions
+        if ready:
+            latest[name] = entry.versions[ready[-1]]
+    return latest
+
+
+def _index_order(entry: ModelIndexEntry) -> tuple[str, int]:
+    return entry.name, int(entry.version or 0)

@@ -1,35 +1,49 @@
-"""The models of the repositories: loading them all at start, unloading them all at the end.
+"""The models of the repositories: loading, reloading and unloading them while the server serves.
 
-Owns the order of loading and unloading, and what becomes of a model that fails. How one is loaded is the loader's;
-where requests find it is the registry's.
+Owns what is to be loaded when something changes, and the moment at which it takes the place of what served before.
+How a model is loaded is the loader's, where requests find it is the registry's, how the old ones end is retirement's.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from cantata.dag.checks import check_cycles
-from cantata.dag.composition import ComposingModel, MissingModel
-from cantata.grammars.problems import Problem
-from cantata.runtime.clock import monotonic_ns
-from cantata.runtime.errors import InferenceError, internal_error
+from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, unavailable
 from cantata.runtime.repository.completion import Completing, PreparedModel, prepare_model
-from cantata.runtime.repository.load_order import load_order
+from cantata.runtime.repository.control import ModelControlMode
+from cantata.runtime.repository.load_set import LoadSet
 from cantata.runtime.repository.loader import ModelLoader
-from cantata.runtime.repository.model_version import ModelState, ModelVersion
-from cantata.runtime.repository.registry import UNLOADED, FailedVersion, Registry
-from cantata.runtime.repository.source import ModelDirectory, scan_repositories
+from cantata.runtime.repository.model_version import ModelState
+from cantata.runtime.repository.registry import FailedVersion, ModelEntry, Registry
+from cantata.runtime.repository.retirement import Retirement
+from cantata.runtime.repository.source import ModelDirectory, RepositoryContents, scan_repositories
 
 _log = logging.getLogger("cantata.repository")
 
-_DUPLICATED = "model appears in two or more repositories"
+_DUPLICATED: Final = "model appears in two or more repositories"
+_NOT_EXPLICIT: Final = "explicit model load / unload is not allowed if polling is enabled"
+
+
+@dataclass(slots=True)
+class _Known:
+    """A model that is loaded or was tried: what it was made from, and who asked for it."""
+
+    prepared: PreparedModel
+    is_explicit: bool
 
 
 class ModelRepository:
-    """Loads models into a registry, and unloads them. Called by one thread at a time."""
+    """Loads models into a registry, replaces them and unloads them.
+
+    `_lock` is held through each operation: one at a time, however long it takes. Lookups never wait for it.
+    """
 
     def __init__(
         self,
@@ -37,6 +51,7 @@ class ModelRepository:
         loader: ModelLoader,
         registry: Registry,
         *,
+        mode: ModelControlMode,
         config_name: str,
         auto_complete: bool,
         thread_count: int,
@@ -44,134 +59,224 @@ class ModelRepository:
         self._paths = paths
         self._loader = loader
         self._registry = registry
+        self._mode = mode
         self._config_name = config_name
         self._completing = Completing.ALWAYS if auto_complete else Completing.NEVER
-        # Names whose configuration is at fault: to an ensemble they are invalid, not merely not loaded.
-        self._invalid: set[str] = set()
-        self._found_names: list[str] = []
         self._thread_count = thread_count
+        self._lock = threading.Lock()
+        self._retirement = Retirement()
+        self._known: dict[str, _Known] = {}
 
-    def load_all(self) -> None:
-        """Load every model of the repositories; what fails is left in the registry with its reason.
+    def load_startup_models(self, names: Sequence[str]) -> None:
+        """Load what is served from the start: everything or, under explicit control, `names` ('*' is all of them).
 
-        Raises InferenceError when a repository cannot be read.
+        What fails is left in the registry with its reason. Raises InferenceError when a repository cannot be read.
         """
-        contents = scan_repositories(self._paths, self._config_name)
-        self._found_names = sorted(contents.models)
-        for name in sorted(contents.duplicated):
-            self._failed(name, None, internal_error(_DUPLICATED), _DUPLICATED)
-        with ThreadPoolExecutor(self._thread_count, "cantata-load") as executor:
-            prepared = list(executor.map(self._prepare, contents.models.values()))
-            plain = [model for model in prepared if not model.is_ensemble]
-            list(executor.map(self._load_model, plain))
-        self._load_ensembles([model for model in prepared if model.is_ensemble])
+        with self._lock:
+            contents = self._scan()
+            if self._mode is ModelControlMode.EXPLICIT and "*" not in names:
+                wanted = {name for name in names if name in contents.models}
+                for name in sorted(set(names) - contents.models.keys()):
+                    self._note_failure(name, "failed to poll from model repository")
+                directories = [contents.models[name] for name in sorted(wanted)]
+                prepared = self._with_composing(self._prepare_all(directories), contents)
+            else:
+                prepared = self._prepare_all(list(contents.models.values()))
+                wanted = set(contents.models)
+                for name in sorted(contents.duplicated):
+                    self._note_failure(name, _DUPLICATED)
+            self._change(prepared, wanted, ())
+
+    def load(self, name: str) -> None:
+        """Load or reload a model, and the models that it needs, from disk; one that is unchanged stays as it is.
+
+        Raises InferenceError when loading is not under explicit control, or fails; then what served goes on serving.
+        """
+        self._require_explicit()
+        _check_name(name)
+        with self._lock:
+            contents = self._scan()
+            directory = contents.models.get(name)
+            if directory is None:
+                raise internal_error(f"failed to load '{name}', failed to poll from model repository")
+            prepared = self._with_composing(self._prepare_all([directory]), contents)
+            self._change([model for model in prepared if self._is_due(model)], {name}, ())
+            failures = self._registry.entry(name).failures
+            if failures:
+                raise _load_error(name, failures)
+
+    def unload(self, name: str, unload_dependents: bool = False) -> None:
+        """Stop serving a model and the ensembles that need it; requests in flight finish.
+
+        With `unload_dependents` the models that an ensemble calls go too, unless they were loaded by their own name
+        or something else needs them. A model that is not loaded is no error.
+        """
+        self._require_explicit()
+        with self._lock:
+            names = {name}
+            if unload_dependents and name in self._known:
+                names |= self._unneeded_without(name)
+            self._change((), (), names & self._known.keys())
+
+    def poll(self) -> None:
+        """Load what is new, reload what has changed, unload what is gone; see `load` for what a failure does."""
+        with self._lock:
+            contents = self._scan()
+            removed = self._known.keys() - contents.models.keys()
+            changed = [found for found in contents.models.values() if self._is_changed(found)]
+            if changed or removed:
+                self._change(self._prepare_all(changed), {found.name for found in changed}, removed)
 
     def unload_all(self, deadline_ns: int) -> bool:
         """Stop every model, wait for accepted requests until `deadline_ns`, and close what was loaded.
 
         Returns False when requests were left: they are answered with an error.
         """
-        versions = self._registry.all_versions()
-        all_ended = _wait_until_idle(versions, deadline_ns)
-        for version in versions:
-            self._registry.set_state(version, ModelState.UNLOADING)
-            version.scheduler.stop()
-        # An ensemble goes before the models that its steps call.
-        for version in sorted(versions, key=_depth, reverse=True):
-            version.close()
-            self._registry.set_state(version, ModelState.UNAVAILABLE, UNLOADED)
-        self._loader.close()
-        return all_ended
+        with self._lock:
+            versions = [version for version in self._registry.all_versions() if version.is_ready]
+            all_ended = self._retirement.close_all(versions, deadline_ns)
+            self._registry.refresh()
+            self._loader.close()
+            return all_ended
+
+    def _change(
+        self, prepared: Sequence[PreparedModel], explicit: Collection[str], removed: Collection[str]
+    ) -> None:
+        """Load `prepared`, take `removed` away, rebuild the ensembles over either, and show it all at once."""
+        before = {name: self._registry.entry(name) for name in self._known}
+        load_set = LoadSet(self._loader, self._registry, self._thread_count)
+        load_set.load(prepared, removed)
+        refused = self._withdraw_failed(load_set, [model.directory.name for model in prepared], before)
+        dependents = self._dependents_of(load_set.entries.keys())
+        load_set.load([self._known[name].prepared for name in dependents])
+        keep = [name for name in dependents if not self._known[name].prepared.step_models & set(removed)]
+        refused.update(self._withdraw_failed(load_set, keep, before))
+
+        self._retirement.hold(load_set.versions())
+        entries = {name: _entry_after(entry, before.get(name)) for name, entry in load_set.entries.items()}
+        leaving = [
+            version for name in entries for version in before.get(name, ModelEntry()).versions.values()
+        ]
+        for version in leaving:
+            if version.is_ready:
+                version.state = ModelState.UNLOADING
+        self._registry.replace(entries | refused)
+        self._remember(prepared, explicit, removed)
+        self._retirement.retire(version for version in leaving if version.state is ModelState.UNLOADING)
+
+    def _withdraw_failed(
+        self, load_set: LoadSet, names: Iterable[str], before: Mapping[str, ModelEntry]
+    ) -> dict[str, ModelEntry]:
+        """Take models that failed out of the set where older versions serve: better an old answer than none."""
+        kept: dict[str, ModelEntry] = {}
+        for name in names:
+            failures = load_set.entries[name].failures
+            old = before.get(name)
+            if failures and old is not None and old.ready_versions:
+                _log.error("model '%s' goes on serving what it served before", name)
+                self._retirement.discard(load_set.withdraw(name).versions.values())
+                kept[name] = ModelEntry(old.versions, failures)
+        return kept
+
+    def _remember(
+        self, prepared: Iterable[PreparedModel], explicit: Collection[str], removed: Iterable[str]
+    ) -> None:
+        for model in prepared:
+            name = model.directory.name
+            was_explicit = name in self._known and self._known[name].is_explicit
+            self._known[name] = _Known(model, was_explicit or name in explicit)
+        for name in removed:
+            self._known.pop(name, None)
+
+    def _scan(self) -> RepositoryContents:
+        contents = scan_repositories(self._paths, self._config_name)
+        self._registry.set_names_on_disk(contents.models.keys() | contents.duplicated)
+        return contents
+
+    def _prepare_all(self, directories: Collection[ModelDirectory]) -> list[PreparedModel]:
+        if len(directories) < 2:
+            return [self._prepare(directory) for directory in directories]
+        with ThreadPoolExecutor(self._thread_count, "cantata-load") as executor:
+            return list(executor.map(self._prepare, directories))
 
     def _prepare(self, directory: ModelDirectory) -> PreparedModel:
         return prepare_model(directory, self._loader.backend, self._completing)
 
-    def _load_model(self, prepared: PreparedModel) -> None:
-        self._load_versions(prepared, ())
+    def _with_composing(
+        self, prepared: Sequence[PreparedModel], contents: RepositoryContents
+    ) -> list[PreparedModel]:
+        """`prepared`, and the models on disk that its ensembles need, and those that these need."""
+        found = {model.directory.name: model for model in prepared}
+        waiting = list(prepared)
+        while waiting:
+            for name in sorted(waiting.pop().step_models - found.keys()):
+                if name in contents.models:
+                    found[name] = self._prepare(contents.models[name])
+                    waiting.append(found[name])
+        return list(found.values())
 
-    def _load_ensembles(self, ensembles: list[PreparedModel]) -> None:
-        by_name = {ensemble.directory.name: ensemble for ensemble in ensembles}
-        needed = {name: _step_models(ensemble) for name, ensemble in by_name.items()}
-        sound = {name: ensemble for name, ensemble in by_name.items() if ensemble.failure() is None}
-        circular: dict[str, list[Problem]] = {}
-        for problem in check_cycles(
-            {name: ensemble.config for name, ensemble in sound.items()},
-            {name: ensemble.positions for name, ensemble in sound.items()},
-        ):
-            circular.setdefault(problem.model, []).append(problem)
-        for name in load_order(needed):
-            self._load_versions(by_name[name], tuple(circular.get(name, ())))
+    def _is_changed(self, directory: ModelDirectory) -> bool:
+        known = self._known.get(directory.name)
+        return known is None or known.prepared.directory.fingerprint != directory.fingerprint
 
-    def _load_versions(self, prepared: PreparedModel, problems: tuple[Problem, ...]) -> None:
-        name = prepared.directory.name
-        if problems:
-            prepared = PreparedModel(
-                prepared.directory, prepared.config, prepared.positions, prepared.versions, problems
-            )
-        failure = prepared.failure()
-        if failure is not None:
-            if prepared.error is None:
-                self._invalid.add(name)
-            for failed_version in prepared.versions or (None,):
-                self._failed(name, failed_version, failure)
-            return
-        loaded: list[ModelVersion] = []
-        failures: list[FailedVersion] = []
-        for version in prepared.versions:
-            try:
-                loaded.append(self._load_version(prepared, version))
-            except InferenceError as error:
-                failures.append(FailedVersion(name, version, error.status_text()))
-                _log.error("model '%s' version %d failed to load: %s", name, version, error)
-            except Exception as error:
-                _log.exception("model '%s' version %d failed to load", name, version)
-                text = internal_error(f"{type(error).__name__}: {error}").status_text()
-                failures.append(FailedVersion(name, version, text))
-        self._registry.set_model(name, loaded, failures)
-        for ready in loaded:
-            self._registry.set_state(ready, ModelState.READY)
-            _log.info("model '%s' version %d is ready after %.3f s", name, ready.version, ready.load_seconds)
+    def _is_due(self, model: PreparedModel) -> bool:
+        """Whether loading it would change anything."""
+        name = model.directory.name
+        return self._is_changed(model.directory) or not self._registry.entry(name).ready_versions
 
-    def _load_version(self, prepared: PreparedModel, version: int) -> ModelVersion:
-        if prepared.is_ensemble:
-            return self._loader.load_ensemble(prepared, version, self._describe, self._registry.find)
-        return self._loader.load(prepared, version)
+    def _dependents_of(self, names: Collection[str]) -> list[str]:
+        """The known ensembles that need one of `names`, directly or through others, and are not among them."""
+        dependents: set[str] = set()
+        while True:
+            touched = dependents | set(names)
+            more = {
+                name
+                for name, known in self._known.items()
+                if name not in touched and known.prepared.step_models & touched
+            }
+            if not more:
+                return sorted(dependents)
+            dependents |= more
 
-    def _failed(
-        self, name: str, version: int | None, error: InferenceError, reason: str | None = None
-    ) -> None:
-        known = [failure for failure in self._registry.failures() if failure.name == name]
-        failed = FailedVersion(name, version, error.status_text() if reason is None else reason)
-        self._registry.set_model(name, (), [*known, failed])
-        _log.error("model '%s' failed to load: %s", name, error)
+    def _unneeded_without(self, name: str) -> set[str]:
+        """The models that only `name` needs, or models that only it needs, and that nobody asked for."""
+        unneeded = {name}
+        waiting = [name]
+        while waiting:
+            for needed in self._known[waiting.pop()].prepared.step_models & self._known.keys():
+                users = {user for user, known in self._known.items() if needed in known.prepared.step_models}
+                if users <= unneeded and not self._known[needed].is_explicit and needed not in unneeded:
+                    unneeded.add(needed)
+                    waiting.append(needed)
+        return unneeded
 
-    def _describe(self, name: str, version: int) -> ComposingModel | MissingModel:
-        """What an ensemble's checks need to know of a model that a step names."""
-        ready = self._registry.ready_versions(name)
-        if ready:
-            found = self._registry.find(name, version if version in ready else -1)
-            return ComposingModel(found.config, tuple(ready))
-        if not self._registry.is_known(name):
-            return MissingModel(is_known=False, known_models=tuple(self._found_names))
-        reasons = [failure.reason for failure in self._registry.failures() if failure.name == name]
-        return MissingModel(is_known=True, reason="; ".join(reasons), is_valid=name not in self._invalid)
+    def _note_failure(self, name: str, reason: str) -> None:
+        _log.error("model '%s' failed to load: %s", name, reason)
+        self._registry.replace({name: ModelEntry(failures=(FailedVersion(name, None, reason),))})
+
+    def _require_explicit(self) -> None:
+        if self._mode is not ModelControlMode.EXPLICIT:
+            raise unavailable(_NOT_EXPLICIT)
 
 
-def _step_models(prepared: PreparedModel) -> set[str]:
-    ensemble = prepared.config.ensemble_scheduling
-    return set() if ensemble is None else {step.model_name for step in ensemble.step}
+def _entry_after(entry: ModelEntry, old: ModelEntry | None) -> ModelEntry:
+    """What the registry shows: a model without versions still shows those that it had, as they leave."""
+    if entry.versions or old is None:
+        return entry
+    return dataclasses.replace(entry, versions=old.versions, is_unloaded=not entry.failures)
 
 
-def _depth(version: ModelVersion) -> int:
-    """How many levels of ensembles stand on each other below this version."""
-    return 1 + max((_depth(needed) for needed in version.depends_on), default=0)
+def _check_name(name: str) -> None:
+    if not name:
+        raise invalid_argument("Model name cannot be empty. Please enter a valid name to deploy.")
+    if "/" in name or ".." in name:
+        raise invalid_argument(
+            f"invalid model name '{name}', model name must not contain path traversal characters"
+        )
 
 
-def _wait_until_idle(versions: Sequence[ModelVersion], deadline_ns: int) -> bool:
-    """Wait until no version has a request in flight, all at once: one model's requests call on others."""
-    while any(version.scheduler.in_flight for version in versions):
-        for version in versions:
-            left_s = (deadline_ns - monotonic_ns()) / 1e9
-            if left_s <= 0 or not version.scheduler.wait_until_idle(left_s):
-                return False
-    return True
+def _load_error(name: str, failures: Iterable[FailedVersion]) -> InferenceError:
+    states = "".join(
+        f"version {failure.version or 1} is at UNAVAILABLE state: {failure.reason};\n" for failure in failures
+    )
+    return invalid_argument(f"load failed for model '{name}': {states}")

@@ -6,6 +6,7 @@ Reads directories and config.pbtxt files; understands neither configurations nor
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,17 @@ _OTHER_DIRECTORIES = frozenset({"configs", "initial_state", "warmup"})
 
 @dataclass(frozen=True, slots=True)
 class ModelDirectory:
-    """One model on disk. `config_text` is None where there is no config.pbtxt; `versions` ascend."""
+    """One model on disk. `config_text` is None where there is no config.pbtxt; `versions` ascend.
+
+    `fingerprint` changes with any file below the directory: its name, size or time of change.
+    """
 
     name: str
     path: Path
     config_path: Path
     config_text: str | None
     versions: tuple[int, ...]
+    fingerprint: frozenset[tuple[str, int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ def scan_repositories(paths: Sequence[Path], config_name: str = "") -> Repositor
             if directory.name in models:
                 duplicated.add(directory.name)
             else:
-                models[directory.name] = _read_model_directory(directory, config_name)
+                models[directory.name] = read_model_directory(directory, config_name)
     return RepositoryContents(
         {name: model for name, model in models.items() if name not in duplicated}, frozenset(duplicated)
     )
@@ -65,14 +70,22 @@ def _subdirectories(repository: Path) -> list[Path]:
         raise internal_error(f"cannot read model repository '{repository}': {error.strerror}") from error
 
 
-def _read_model_directory(directory: Path, config_name: str) -> ModelDirectory:
+def read_model_directory(directory: Path, config_name: str = "", name: str = "") -> ModelDirectory:
+    """What one model's directory holds; `name` is the model's where the directory is called something else."""
     config_path = directory / CONFIG_FILE
     if config_name and (custom := directory / "configs" / f"{config_name}.pbtxt").is_file():
         config_path = custom
     config_text: str | None = None
     if config_path.is_file():
         config_text = config_path.read_text(encoding="utf-8", errors="replace")
-    return ModelDirectory(directory.name, directory, config_path, config_text, _versions(directory))
+    return ModelDirectory(
+        name or directory.name,
+        directory,
+        config_path,
+        config_text,
+        _versions(directory),
+        _fingerprint(directory),
+    )
 
 
 def _versions(directory: Path) -> tuple[int, ...]:
@@ -90,3 +103,18 @@ def _versions(directory: Path) -> tuple[int, ...]:
         else:
             versions.append(int(name))
     return tuple(sorted(versions))
+
+
+def _fingerprint(directory: Path) -> frozenset[tuple[str, int, int]]:
+    files: set[tuple[str, int, int]] = set()
+    for parent, directories, names in os.walk(directory):
+        # What Python leaves behind when it imports a model is no change of the model.
+        directories[:] = [name for name in directories if name != "__pycache__"]
+        for name in names:
+            path = os.path.join(parent, name)
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            files.add((os.path.relpath(path, directory), status.st_mtime_ns, status.st_size))
+    return frozenset(files)

@@ -39,6 +39,7 @@ _Instruction: TypeAlias = Instruction[Tensor, InferenceError]
 _Answer: TypeAlias = Respond[Tensor] | Finish | Fail[InferenceError]
 # A step of one request that waits for a place.
 _WaitingStep: TypeAlias = "tuple[_Flight, RunStep[Tensor]]"
+_WITHHELD = unavailable("the ensemble has failed already")
 _SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
 
 
@@ -200,20 +201,36 @@ class _Flight:
 
     def dispatch(self, run_step: RunStep[Tensor]) -> list[RunStep[Tensor]]:
         """Send one step's request to its model. Returns the steps to run because it was refused: usually none."""
+        error: InferenceError | None = None
+        if self._run.is_stopped:
+            # The first error is kept: this one is never seen.
+            error = _WITHHELD
+        else:
+            try:
+                self._scheduler.step_models[run_step.step.index].accept(self._step_request(run_step))
+            except InferenceError as refusal:
+                error = self._located(run_step, refusal)
+        if error is None:
+            return []
+        if self._scheduler.limits is not None:
+            self._release(self._scheduler.limits, run_step)
+        with self._lock:
+            return self._sort(self._run.step_failed(run_step, error))
+
+    def _step_request(self, run_step: RunStep[Tensor]) -> InferenceRequest:
         request = self._request
-        correlation_id, flags = request.correlation_id, request.flags
-        if run_step.sequence is not None:
-            correlation_id = run_step.sequence.correlation_id
-            flags = (SEQUENCE_START if run_step.sequence.start else 0) | (
-                SEQUENCE_END if run_step.sequence.end else 0
-            )
         step = run_step.step
+        correlation_id, flags = request.correlation_id, request.flags
+        sequence = run_step.sequence
+        if sequence is not None:
+            correlation_id = sequence.correlation_id
+            flags = (SEQUENCE_START if sequence.start else 0) | (SEQUENCE_END if sequence.end else 0)
         inputs = run_step.inputs
         for name, adaptation in step.adaptations:
             if name in inputs:
                 inputs[name] = _adapted(inputs[name], adaptation)
         sender = _StepSender(self, run_step)
-        step_request = sender.request = InferenceRequest(
+        sender.request = InferenceRequest(
             step.model_name,
             inputs,
             sender,
@@ -229,14 +246,7 @@ class _Flight:
             parameters=request.parameters,
             cancellation=request.cancellation,
         )
-        try:
-            self._scheduler.step_models[step.index].accept(step_request)
-        except InferenceError as error:
-            if self._scheduler.limits is not None:
-                self._release(self._scheduler.limits, run_step)
-            with self._lock:
-                return self._sort(self._run.step_failed(run_step, self._located(run_step, error)))
-        return []
+        return sender.request
 
     def _advance(
         self, run_step: RunStep[Tensor], response: InferenceResponse | None, final: bool

@@ -1,0 +1,128 @@
+"""Models that are loaded together, beside those that serve: nothing of them is seen until all are there.
+
+Owns the order of loading within the set, and what an ensemble of the set finds: a model of the set, else one that
+serves. Puts nothing into the registry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from cantata.dag.checks import check_cycles
+from cantata.dag.composition import ComposingModel, MissingModel
+from cantata.grammars.problems import Problem
+from cantata.runtime.errors import InferenceError, internal_error
+from cantata.runtime.repository.completion import PreparedModel
+from cantata.runtime.repository.load_order import load_order
+from cantata.runtime.repository.loader import ModelLoader
+from cantata.runtime.repository.model_version import ModelState, ModelVersion
+from cantata.runtime.repository.registry import FailedVersion, ModelEntry, Registry
+
+_log = logging.getLogger("cantata.repository")
+
+
+class LoadSet:
+    """One set. `load` is called once; afterwards `entries` holds what came of each model, by name."""
+
+    def __init__(self, loader: ModelLoader, registry: Registry, thread_count: int) -> None:
+        self._loader = loader
+        self._registry = registry
+        self._thread_count = thread_count
+        self.entries: dict[str, ModelEntry] = {}
+
+    def load(self, models: Iterable[PreparedModel], unavailable: Iterable[str] = ()) -> None:
+        """Load every version of `models`; to its ensembles, the models called `unavailable` are not there."""
+        prepared = {model.directory.name: model for model in models}
+        self.entries.update((name, ModelEntry()) for name in unavailable)
+        plain = [model for model in prepared.values() if not model.is_ensemble]
+        if len(plain) > 1:
+            with ThreadPoolExecutor(self._thread_count, "cantata-load") as executor:
+                loaded = list(executor.map(self._load_model, plain))
+        else:
+            loaded = [self._load_model(model) for model in plain]
+        self.entries.update((model.directory.name, entry) for model, entry in zip(plain, loaded, strict=True))
+        ensembles = {name: model for name, model in prepared.items() if model.is_ensemble}
+        circles = _circular(ensembles)
+        for name in load_order({name: model.step_models for name, model in ensembles.items()}):
+            ensemble = ensembles[name]
+            if name in circles:
+                ensemble = dataclasses.replace(ensemble, problems=tuple(circles[name]))
+            self.entries[name] = self._load_model(ensemble)
+
+    def withdraw(self, name: str) -> ModelEntry:
+        """Take a model out of the set again, so that its ensembles find what serves."""
+        return self.entries.pop(name)
+
+    def versions(self) -> list[ModelVersion]:
+        """What was loaded."""
+        return [version for entry in self.entries.values() for version in entry.versions.values()]
+
+    def _load_model(self, model: PreparedModel) -> ModelEntry:
+        name = model.directory.name
+        failure = model.failure()
+        if failure is not None:
+            _log.error("model '%s' failed to load: %s", name, failure)
+            failures = tuple(
+                FailedVersion(name, version, failure.status_text()) for version in model.versions or (None,)
+            )
+            return ModelEntry({}, failures, is_invalid=model.error is None)
+        loaded: dict[int, ModelVersion] = {}
+        failed: list[FailedVersion] = []
+        for version in model.versions:
+            try:
+                loaded[version] = self._load_version(model, version)
+            except InferenceError as error:
+                _log.error("model '%s' version %d failed to load: %s", name, version, error)
+                failed.append(FailedVersion(name, version, error.status_text()))
+            except Exception as error:
+                _log.exception("model '%s' version %d failed to load", name, version)
+                text = internal_error(f"{type(error).__name__}: {error}").status_text()
+                failed.append(FailedVersion(name, version, text))
+        for ready in loaded.values():
+            ready.state = ModelState.READY
+            _log.info("model '%s' version %d is ready after %.3f s", name, ready.version, ready.load_seconds)
+        return ModelEntry(loaded, tuple(failed))
+
+    def _load_version(self, model: PreparedModel, version: int) -> ModelVersion:
+        if model.is_ensemble:
+            return self._loader.load_ensemble(model, version, self._describe, self._find)
+        return self._loader.load(model, version)
+
+    def _entry(self, name: str) -> ModelEntry | None:
+        entry = self.entries.get(name)
+        if entry is not None:
+            return entry
+        return self._registry.entry(name) if self._registry.is_known(name) else None
+
+    def _find(self, name: str, version: int) -> ModelVersion:
+        entry = self._entry(name) or ModelEntry()
+        ready = entry.ready_versions
+        return entry.versions[ready[-1] if version == -1 else version]
+
+    def _describe(self, name: str, version: int) -> ComposingModel | MissingModel:
+        """What an ensemble's checks need to know of a model that a step names."""
+        entry = self._entry(name)
+        if entry is None:
+            known = {*self.entries, *self._registry.names(), *self._registry.names_on_disk()}
+            return MissingModel(is_known=False, known_models=tuple(sorted(known)))
+        ready = entry.ready_versions
+        if ready:
+            chosen = version if version in ready else ready[-1]
+            return ComposingModel(entry.versions[chosen].config, tuple(ready))
+        reason = "; ".join(failure.reason for failure in entry.failures)
+        return MissingModel(is_known=True, reason=reason, is_valid=not entry.is_invalid)
+
+
+def _circular(ensembles: Mapping[str, PreparedModel]) -> dict[str, list[Problem]]:
+    """The problems of ensembles that need themselves, by name."""
+    sound = {name: ensemble for name, ensemble in ensembles.items() if ensemble.failure() is None}
+    circles: dict[str, list[Problem]] = {}
+    for problem in check_cycles(
+        {name: ensemble.config for name, ensemble in sound.items()},
+        {name: ensemble.positions for name, ensemble in sound.items()},
+    ):
+        circles.setdefault(problem.model, []).append(problem)
+    return circles

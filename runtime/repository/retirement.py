@@ -1,0 +1,116 @@
+"""Unloading: model versions that no longer serve finish what they accepted, and are closed.
+
+Owns the waiting and the order: an ensemble is closed before the models that its steps call, and a model only when no
+ensemble holds it any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.repository.model_version import ModelState, ModelVersion
+
+_log = logging.getLogger("cantata.repository")
+
+UNLOADED = "unloaded"
+
+
+class Retirement:
+    """Closes versions that were replaced or unloaded. `_lock` guards `_holders`, `_leaving` and `_threads`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # How many ensembles that are not closed yet call each version.
+        self._holders: Counter[ModelVersion] = Counter()
+        # Versions that are to be closed when nobody holds them.
+        self._leaving: set[ModelVersion] = set()
+        self._threads: set[threading.Thread] = set()
+
+    def hold(self, versions: Iterable[ModelVersion]) -> None:
+        """Note what the ensembles among newly loaded `versions` call."""
+        with self._lock:
+            for version in versions:
+                self._holders.update(version.depends_on)
+
+    def retire(self, versions: Iterable[ModelVersion]) -> None:
+        """Let UNLOADING versions go, in the background: they answer the requests that they have, and are closed."""
+        with self._lock:
+            self._leaving.update(versions)
+            free = self._take_free()
+        self._start(free)
+
+    def discard(self, versions: Iterable[ModelVersion]) -> None:
+        """Close versions that never served."""
+        for version in versions:
+            _close(version)
+
+    def close_all(self, versions: Sequence[ModelVersion], deadline_ns: int) -> bool:
+        """Close `versions` and all that are still leaving; returns False when requests were left unanswered."""
+        with self._lock:
+            everything = {*versions, *self._leaving}
+            threads = list(self._threads)
+        all_ended = _wait_until_idle(list(everything), deadline_ns)
+        for version in versions:
+            version.state = ModelState.UNLOADING
+            version.scheduler.stop()
+        for thread in threads:
+            thread.join(max(0.0, (deadline_ns - monotonic_ns()) / 1e9))
+        # An ensemble goes before the models that its steps call.
+        for version in sorted(versions, key=_depth, reverse=True):
+            _close(version)
+        return all_ended
+
+    def _take_free(self) -> list[ModelVersion]:
+        """The leaving versions that nobody holds; the caller holds the lock."""
+        free = [version for version in self._leaving if not self._holders[version]]
+        self._leaving.difference_update(free)
+        return free
+
+    def _start(self, versions: list[ModelVersion]) -> None:
+        for version in versions:
+            thread = threading.Thread(
+                target=self._drain, args=(version,), name=f"cantata-unload-{version.name}", daemon=True
+            )
+            with self._lock:
+                thread.start()
+                self._threads.add(thread)
+
+    def _drain(self, version: ModelVersion) -> None:
+        version.scheduler.stop()
+        version.scheduler.wait_until_idle(None)
+        _close(version)
+        with self._lock:
+            self._holders.subtract(version.depends_on)
+            del self._holders[version]
+            free = self._take_free()
+            self._threads.discard(threading.current_thread())
+        self._start(free)
+
+
+def _close(version: ModelVersion) -> None:
+    try:
+        version.close()
+    except Exception:
+        _log.exception("model '%s' version %d could not be closed", version.name, version.version)
+    version.state = ModelState.UNAVAILABLE
+    version.reason = UNLOADED
+    _log.info("model '%s' version %d is unloaded", version.name, version.version)
+
+
+def _depth(version: ModelVersion) -> int:
+    """How many levels of ensembles stand on each other below this version."""
+    return 1 + max((_depth(needed) for needed in version.depends_on), default=0)
+
+
+def _wait_until_idle(versions: Sequence[ModelVersion], deadline_ns: int) -> bool:
+    """Wait until no version has a request in flight, all at once: one model's requests call on others."""
+    while any(version.scheduler.in_flight for version in versions):
+        for version in versions:
+            left_s = (deadline_ns - monotonic_ns()) / 1e9
+            if left_s <= 0 or not version.scheduler.wait_until_idle(left_s):
+                return False
+    return True

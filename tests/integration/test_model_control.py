@@ -1,0 +1,204 @@
+"""Loading, reloading and unloading while the server serves: nothing accepted is lost, and nothing old is mixed in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cantata.runtime.embedded import EmbeddedServer
+from cantata.runtime.errors import InferenceError, StatusCode
+from cantata.runtime.options import ServerOptions
+from cantata.runtime.repository.control import ModelControlMode
+from cantata.runtime.server import Server
+from tests.support.model_files import ensemble_config, python_config, step_text, tensor_text, write_model
+
+IN, OUT = tensor_text("INPUT"), tensor_text("OUTPUT")
+
+
+def constant(value: int) -> str:
+    return (
+        "def execute(self, requests):\n"
+        f"    return [pb_utils.InferenceResponse([pb_utils.Tensor('OUTPUT', np.array([{value}], np.float32))])"
+        " for _ in requests]"
+    )
+
+
+def write_constant(repository: Path, value: int, name: str = "constant") -> None:
+    write_model(repository, name, python_config([IN], [OUT]), constant(value))
+
+
+def write_over(repository: Path, model: str = "constant", name: str = "over") -> None:
+    step = step_text(model, {"INPUT": "INPUT"}, {"OUTPUT": "OUTPUT"})
+    write_model(repository, name, ensemble_config([IN], [OUT], [step]))
+
+
+class Controlled(EmbeddedServer):
+    """An embedded server under explicit control."""
+
+    def __init__(
+        self, repository: Path, *load: str, mode: ModelControlMode = ModelControlMode.EXPLICIT
+    ) -> None:
+        super().__init__(repository)
+        self.core = Server(
+            ServerOptions(model_repository=(repository,), model_control_mode=mode, load_model=load)
+        )
+
+    def value(self, model: str = "over") -> float:
+        return float(self.infer(model, {"INPUT": np.zeros(1, np.float32)})["OUTPUT"][0])
+
+    def states(self) -> dict[str, tuple[str, str]]:
+        return {entry.name: (entry.state, entry.reason) for entry in self.core.repository_index()}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Path]:
+    write_constant(tmp_path, 1)
+    write_over(tmp_path)
+    yield tmp_path
+
+
+def test_nothing_is_loaded_until_it_is_asked_for(repository: Path) -> None:
+    with Controlled(repository) as server:
+        assert server.states() == {"constant": ("", ""), "over": ("", "")}
+        with pytest.raises(InferenceError, match="Request for unknown model: 'over' is not found"):
+            server.value()
+        server.core.load_model("over")
+        assert server.value() == 1.0
+        assert server.states() == {"constant": ("READY", ""), "over": ("READY", "")}
+
+
+def test_a_reload_takes_the_ensembles_over_it_along(repository: Path) -> None:
+    with Controlled(repository, "*") as server:
+        write_constant(repository, 22)
+        assert server.value() == 1.0
+        server.core.load_model("constant")
+        assert (server.value(), server.value("constant")) == (22.0, 22.0)
+
+
+def test_loading_what_has_not_changed_changes_nothing(repository: Path) -> None:
+    with Controlled(repository, "*") as server:
+        before = server.core.model("constant")
+        server.core.load_model("over")
+        server.core.load_model("constant")
+        assert server.core.model("constant") is before
+
+
+def test_a_reload_that_fails_leaves_the_old_version_serving(repository: Path) -> None:
+    with Controlled(repository, "*") as server:
+        write_model(repository, "constant", None, code="raise RuntimeError('not today')\n")
+        with pytest.raises(
+            InferenceError, match="load failed for model 'constant': version 1 .*not today"
+        ) as failed:
+            server.core.load_model("constant")
+        assert failed.value.code is StatusCode.INVALID_ARG
+        assert (server.value(), server.value("constant")) == (1.0, 1.0)
+        write_constant(repository, 333)
+        server.core.load_model("constant")
+        assert server.value() == 333.0
+
+
+def test_an_ensemble_that_no_longer_fits_keeps_the_model_that_it_had(repository: Path) -> None:
+    with Controlled(repository, "*") as server:
+        write_model(
+            repository,
+            "constant",
+            python_config([tensor_text("OTHER")], [OUT]),
+            constant(4444),
+        )
+        server.core.load_model("constant")
+        assert server.value() == 1.0
+        outputs = server.infer("constant", {"OTHER": np.zeros(1, np.float32)})
+        assert outputs["OUTPUT"].tolist() == [4444.0]
+
+
+def test_unloading_a_model_unloads_the_ensembles_that_need_it(repository: Path) -> None:
+    with Controlled(repository, "*") as server:
+        server.core.unload_model("constant")
+        for name in ("constant", "over"):
+            with pytest.raises(InferenceError) as refused:
+                server.value(name)
+            assert refused.value.code is StatusCode.NOT_FOUND
+        server.core.load_model("over")
+        assert server.value() == 1.0
+
+
+def test_unload_dependents_keeps_what_was_asked_for_by_name(repository: Path) -> None:
+    write_constant(repository, 5, "other")
+    write_over(repository, "other", "over_other")
+    with Controlled(repository, "over", "other", "over_other") as server:
+        server.core.unload_model("over", unload_dependents=True)
+        server.core.unload_model("over_other", unload_dependents=True)
+        ready = {name for name, (state, _) in server.states().items() if state == "READY"}
+        assert ready == {"other"}
+
+
+def test_a_model_that_is_gone_is_unloaded_by_polling(repository: Path) -> None:
+    with Controlled(repository, mode=ModelControlMode.POLL) as server:
+        (repository / "over").rename(repository.parent / f"{repository.name}-over")
+        write_constant(repository, 66)
+        server.core._repository.poll()
+        assert server.value("constant") == 66.0
+        assert server.states() == {"constant": ("READY", "")}
+
+
+def test_control_by_hand_is_refused_in_the_other_modes(repository: Path) -> None:
+    with Controlled(repository, mode=ModelControlMode.NONE) as server:
+        for operation in (server.core.load_model, server.core.unload_model):
+            with pytest.raises(
+                InferenceError, match="explicit model load / unload is not allowed"
+            ) as refused:
+                operation("over")
+            assert refused.value.code is StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "Model name cannot be empty. Please enter a valid name to deploy."),
+        ("../etc", "invalid model name '../etc', model name must not contain path traversal characters"),
+        ("nobody", "failed to load 'nobody', failed to poll from model repository"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_named(repository: Path, name: str, message: str) -> None:
+    with Controlled(repository) as server, pytest.raises(InferenceError) as refused:
+        server.core.load_model(name)
+    assert refused.value.message == message
+
+
+def test_reloads_under_load_fail_nothing_and_mix_nothing(repository: Path) -> None:
+    steps = [
+        step_text("constant", {"INPUT": "INPUT"}, {"OUTPUT": "FIRST"}),
+        step_text("constant", {"INPUT": "FIRST"}, {"OUTPUT": "SECOND"}),
+    ]
+    write_model(
+        repository, "twice", ensemble_config([IN], [tensor_text("FIRST"), tensor_text("SECOND")], steps)
+    )
+    stop = threading.Event()
+    wrong: list[object] = []
+
+    def call(server: Controlled) -> None:
+        while not stop.is_set():
+            try:
+                outputs = server.infer("twice", {"INPUT": np.zeros(1, np.float32)})
+            except InferenceError as error:
+                wrong.append(error)
+                continue
+            if outputs["FIRST"].tolist() != outputs["SECOND"].tolist():
+                wrong.append(outputs)
+
+    with Controlled(repository, "*") as server:
+        threads = [threading.Thread(target=call, args=(server,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for value in range(2, 22):
+            # The length differs each time, so that the change is seen whatever the clock of the file system.
+            write_constant(repository, 10**value)
+            server.core.load_model("constant")
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
