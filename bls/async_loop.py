@@ -13,6 +13,12 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Final
 
+try:
+    from uvloop import new_event_loop
+except ImportError:
+    # Where uvloop is not to be had.
+    from asyncio import new_event_loop
+
 _log = logging.getLogger("cantata.python")
 
 # How long a model's tasks may take to end when they are cancelled.
@@ -32,7 +38,7 @@ class AsyncLoop:
 
     def start(self) -> None:
         """Start the thread."""
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"cantata-loop-{self._name}", daemon=True)
         self._thread.start()
 

@@ -171,7 +171,7 @@ class InferenceRequest:
         return calls.call_async(self, self._calling_activity(), decoupled, loop)
 
     def _calling_activity(self) -> Activity:
-        activity = self._activity or find_activity()
+        activity = current_activity.get() or self._activity or find_activity()
         if activity is None or not activity.allows_calls:
             raise TritonModelException("BLS is only supported during the 'execute' function.")
         return activity
