@@ -54,9 +54,10 @@ class CallLoop:
         self._active = 0
         # Whether more events are to be handled before the work at hand is run.
         self._gathers = False
-        # Guards that no call is asked for once the server was told to shut down.
+        # Held by whoever is inside the server; guards the two below. No call is asked for once it is stopping.
         self._stop_lock = threading.Lock()
         self._is_stopping = False
+        self._is_over = False
         self._is_shut_down = False
         # Called when the server stops, so that open streams end.
         self._on_stop: Callable[[], None] = lambda: None
@@ -84,9 +85,10 @@ class CallLoop:
             self._is_stopping = True
             self._server.shutdown(self._queue, self._on_shut_down)
         self._thread.join(grace_s)
-        if self._thread.is_alive():
-            self._server.cancel_all_calls()
-            self._thread.join(_LAST_GRACE_S)
+        with self._stop_lock:
+            if not self._is_over:
+                self._server.cancel_all_calls()
+        self._thread.join(_LAST_GRACE_S)
         if self._thread.is_alive():
             _log.warning("gRPC: calls are still being answered; the server stops without them")
 
@@ -135,6 +137,9 @@ class CallLoop:
             while not self._has_ended():
                 self._serve_round(work)
         assert self._queue is not None
+        with self._stop_lock:
+            # Nobody is inside the server any more, and from now on nobody may call it.
+            self._is_over = True
         self._queue.shutdown()
         while self._queue.poll().completion_type != core_calls.QUEUE_SHUTDOWN:
             pass

@@ -22,6 +22,9 @@ _PARAMETERS: Final = 4 << 3 | LENGTH_DELIMITED
 _INPUTS: Final = 5 << 3 | LENGTH_DELIMITED
 _OUTPUTS: Final = 6 << 3 | LENGTH_DELIMITED
 _RAW_INPUT_CONTENTS: Final = 7 << 3 | LENGTH_DELIMITED
+_KNOWN: Final = frozenset(
+    (_MODEL_NAME, _MODEL_VERSION, _ID, _PARAMETERS, _INPUTS, _OUTPUTS, _RAW_INPUT_CONTENTS)
+)
 
 # Raw contents below this are copied out, which costs less than a view and leaves them aligned.
 _VIEW_BYTES: Final = 16 * 1024
@@ -95,6 +98,8 @@ def _decode(message: bytes) -> InferMessage:
     position, end = 0, len(message)
     while position < end:
         tag = message[position]
+        if tag not in _KNOWN:
+            return _decode(_without_unknown_fields(message))
         length = message[position + 1]
         start = position + 2
         if length > 0x7F:
@@ -116,10 +121,8 @@ def _decode(message: bytes) -> InferMessage:
             decoded.id = message[start:position].decode()
         elif tag == _MODEL_VERSION:
             decoded.model_version = message[start:position].decode()
-        elif tag == _PARAMETERS:
-            parameters += field(_PARAMETERS >> 3, message[start:position])
         else:
-            return _decode(_without_unknown_fields(message))
+            parameters += field(_PARAMETERS >> 3, message[start:position])
     if parameters:
         decoded.parameters = messages.ModelInferRequest.FromString(parameters).parameters
     return decoded
