@@ -13,11 +13,14 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Final
 
+new_event_loop: Callable[[], asyncio.AbstractEventLoop]
 try:
-    from uvloop import new_event_loop
+    import uvloop
+
+    new_event_loop = uvloop.new_event_loop
 except ImportError:
     # Where uvloop is not to be had.
-    from asyncio import new_event_loop
+    new_event_loop = asyncio.new_event_loop
 
 _log = logging.getLogger("cantata.python")
 
