@@ -497,6 +497,19 @@ def test_health_follows_the_server() -> None:
             assert (answer.status_code, answer.json()) == (503, {"error": "Server exiting"})
 
 
+def test_a_bug_of_ours_is_logged_and_answered_as_such(caplog: pytest.LogCaptureFixture) -> None:
+    with running() as own:
+        own.server.figures = cast(Any, None)
+        own.server.statistics_by_model = cast(Any, None)
+        answer = own.http.get("/v2/models/stats")
+        assert (answer.status_code, answer.json()) == (500, {"error": "Internal Server Error"})
+        metrics = httpx.get(f"http://127.0.0.1:{own.frontend.metrics_port}/metrics")
+        assert metrics.status_code == 500
+        own.server.submit = cast(Any, None)  # type: ignore[method-assign]
+        assert own.infer("pair").json() == {"error": "Internal Server Error"}
+    assert [record.name for record in caplog.records] == ["cantata.http"] * 3
+
+
 def test_the_metrics_port_has_metrics_and_nothing_else(shared: Running) -> None:
     address = f"http://127.0.0.1:{shared.frontend.metrics_port}"
     for path in ("/metrics", "/metrics/"):

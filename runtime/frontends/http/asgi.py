@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp
 
 from cantata.runtime.frontends.http.connection import Exchange
+from cantata.runtime.frontends.http.errors import JSON_HEADERS, error_body, json_size_error, status_of
 
 _log = logging.getLogger("cantata.http")
 
@@ -22,8 +23,15 @@ _log = logging.getLogger("cantata.http")
 _Message = MutableMapping[str, Any]
 
 
-async def serve_asgi(application: ASGIApp, exchange: Exchange) -> None:
-    """Answer `exchange` with what `application` sends. An exception that escapes it is a bug: 500 and a log entry."""
+async def serve_asgi(application: ASGIApp, exchange: Exchange, max_body_size: int) -> None:
+    """Answer `exchange` with what `application` sends. An exception that escapes it is a bug: 500 and a log entry.
+
+    A body over `max_body_size` has been dropped, and is refused here.
+    """
+    if exchange.has_oversized_body:
+        error = json_size_error(exchange.body_size, max_body_size)
+        exchange.respond(status_of(error), JSON_HEADERS, error_body(error.message))
+        return
     answer = _Answer(exchange)
     try:
         await application(_scope_of(exchange), answer.receive, answer.send)
@@ -31,7 +39,7 @@ async def serve_asgi(application: ASGIApp, exchange: Exchange) -> None:
         _log.exception("HTTP %s %s failed", exchange.method.decode(), exchange.url.decode("latin-1"))
         if not answer.has_started:
             exchange.keep_alive = False
-            exchange.respond(500, b"Content-Type: application/json\r\n", b'{"error":"Internal Server Error"}')
+            exchange.respond(500, JSON_HEADERS, b'{"error":"Internal Server Error"}')
     if not answer.is_complete and answer.has_started:
         exchange.keep_alive = False
         exchange.finish()
@@ -41,7 +49,7 @@ def _scope_of(exchange: Exchange) -> _Message:
     path, _, query = exchange.url.partition(b"?")
     return {
         "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": "1.1",
         "method": exchange.method.decode("ascii"),
         "scheme": "http",

@@ -35,3 +35,11 @@ def checked_version(version: int) -> int:
             "version should be an integral value > 0"
         )
     return version
+
+
+def json_size_error(size: int, limit: int) -> InferenceError:
+    """What is said of too large a JSON document."""
+    return invalid_argument(
+        f"request JSON size of {size} bytes exceeds the maximum allowed input size of {limit} bytes. "
+        "Use --http-max-input-size to increase the limit."
+    )

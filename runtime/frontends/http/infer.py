@@ -19,8 +19,14 @@ from cantata.runtime.errors import InferenceError, StatusCode, internal_error, u
 from cantata.runtime.frontends.classification import classified
 from cantata.runtime.frontends.http.compression import accepted_encoding, compressed, decompressed
 from cantata.runtime.frontends.http.connection import Exchange
-from cantata.runtime.frontends.http.errors import JSON_HEADERS, checked_version, error_body, status_of
-from cantata.runtime.frontends.http.infer_request import InferBody, decode_infer_request, json_size_error
+from cantata.runtime.frontends.http.errors import (
+    JSON_HEADERS,
+    checked_version,
+    error_body,
+    json_size_error,
+    status_of,
+)
+from cantata.runtime.frontends.http.infer_request import InferBody, decode_infer_request
 from cantata.runtime.frontends.http.infer_response import encode_infer_response
 from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.http.restriction import Restrictions

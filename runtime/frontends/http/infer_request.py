@@ -11,11 +11,13 @@ from typing import Any, Final
 
 from cantata.runtime.datatypes import BY_WIRE_NAME, ELEMENT_SIZES, DataType
 from cantata.runtime.errors import InferenceError, invalid_argument, not_found
+from cantata.runtime.frontends.http.errors import json_size_error
 from cantata.runtime.frontends.http.json_members import (
     array,
     boolean,
     member,
     missing_member,
+    parameter_value,
     parse_json,
     string,
     unsigned,
@@ -30,7 +32,6 @@ from cantata.runtime.tensor import RawTensorError, Tensor, encode_bytes_elements
 _MAX_ELEMENTS: Final = 2**63 - 1
 # numpy's own limit.
 _MAX_DIMENSIONS: Final = 64
-_SIZE_HINT: Final = "Use --http-max-input-size to increase the limit."
 
 _Object = dict[str, Any]
 
@@ -105,13 +106,6 @@ def decode_infer_request(
 
 
 _ABSENT: Final = object()
-
-
-def json_size_error(size: int, limit: int) -> InferenceError:
-    """What is said of too large a JSON document."""
-    return invalid_argument(
-        f"request JSON size of {size} bytes exceeds the maximum allowed input size of {limit} bytes. {_SIZE_HINT}"
-    )
 
 
 def _parse_header_length(value: bytes, body_size: int) -> int:
@@ -341,8 +335,4 @@ def _parameter(key: str, value: object) -> ParameterValue:
         raise invalid_argument(
             "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
         )
-    if isinstance(value, str | bool | int | float):
-        return value
-    raise invalid_argument(
-        f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'."
-    )
+    return parameter_value(key, value)

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from cantata.runtime.errors import InferenceError, invalid_argument
+from cantata.runtime.response import ParameterValue
 
 
 def parse_json(text: bytes) -> object:
@@ -73,4 +74,13 @@ def unsigned_error(field: str, verb: str = "parse") -> InferenceError:
     """What is said of anything else where an unsigned integer must be."""
     return invalid_argument(
         f"Unable to {verb} '{field}': attempt to access JSON non-unsigned-integer as unsigned-integer"
+    )
+
+
+def parameter_value(key: str, value: object) -> ParameterValue:
+    """`value` if a request's parameter can have it."""
+    if isinstance(value, str | bool | int | float):
+        return value
+    raise invalid_argument(
+        f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'."
     )

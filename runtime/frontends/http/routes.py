@@ -24,6 +24,7 @@ from cantata.runtime.frontends.http.documents import (
     statistics_document,
 )
 from cantata.runtime.frontends.http.errors import checked_version, error_body, status_of
+from cantata.runtime.frontends.http.generate import GenerateEndpoints
 from cantata.runtime.frontends.http.json_members import parse_json
 from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.http.restriction import Restrictions
@@ -38,6 +39,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 def create_application(server: Server, options: HttpOptions) -> Starlette:
     """The application of the HTTP port. Infer requests with the right method never reach it."""
     endpoints = _Endpoints(server)
+    generating = GenerateEndpoints(server, options.max_input_size)
     restrictions = Restrictions(options.restricted_apis)
 
     def route(method: str, path: str, category: str, endpoint: Endpoint) -> Route:
@@ -62,6 +64,8 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
             *model_routes("GET", "/config", "model-config", endpoints.model_config),
             *model_routes("GET", "/stats", "statistics", endpoints.statistics),
             *model_routes("POST", "/infer", "inference", endpoints.infer),
+            *model_routes("POST", "/generate", "inference", generating.generate),
+            *model_routes("POST", "/generate_stream", "inference", generating.generate_stream),
             route("POST", "/v2/repository/index", "model-repository", endpoints.repository_index),
             route(
                 "POST", "/v2/repository/{repository}/index", "model-repository", endpoints.repository_index
@@ -80,7 +84,11 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
                 )
             ],
         ],
-        exception_handlers={HTTPException: _http_error, InferenceError: _inference_error},
+        exception_handlers={
+            HTTPException: _http_error,
+            InferenceError: _inference_error,
+            Exception: _our_error,
+        },
     )
     # A path with a slash at its end is another path.
     application.router.redirect_slashes = False
@@ -195,3 +203,8 @@ async def _inference_error(_request: Request, error: Exception) -> Response:
 async def _http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _error(error.status_code, error.detail)
+
+
+async def _our_error(_request: Request, _error_of_ours: Exception) -> Response:
+    # Starlette raises it again behind this answer, and so it is logged.
+    return _error(500, "Internal Server Error")

@@ -31,8 +31,7 @@ _BACKLOG: Final = 1024
 _INFER_PATH: Final = re.compile(rb"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
 # How many addresses of models are remembered with what they mean.
 _MAX_KNOWN_URLS: Final = 1024
-# What the metrics port and the endpoints without a large body take.
-_MAX_SMALL_BODY: Final = 64 << 20
+_MAX_METRICS_BODY: Final = 1 << 10
 
 
 class HttpServer:
@@ -115,7 +114,7 @@ class HttpServer:
             handlers.append(self._http_handler)
         if self._options.metrics_port is not None:
             metrics = MetricsText(self._server.model_figures, CpuFigures.available())
-            handlers.append(_AsgiHandler(create_metrics_application(metrics.render), loop))
+            handlers.append(_AsgiHandler(create_metrics_application(metrics.render), loop, _MAX_METRICS_BODY))
         return handlers
 
     async def _end(self, grace_s: float) -> None:
@@ -154,17 +153,18 @@ class _Port:
 class _AsgiHandler:
     """Serves every request of a port with an ASGI application."""
 
-    def __init__(self, application: ASGIApp, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, application: ASGIApp, loop: asyncio.AbstractEventLoop, max_body_size: int) -> None:
         self._application = application
         self._loop = loop
+        self._max_body_size = max_body_size
         # Referred to, so that no task is collected before it ends.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def body_limit(self, exchange: Exchange) -> int | None:
-        return _MAX_SMALL_BODY
+        return self._max_body_size
 
     def handle(self, exchange: Exchange) -> None:
-        task = self._loop.create_task(serve_asgi(self._application, exchange))
+        task = self._loop.create_task(serve_asgi(self._application, exchange, self._max_body_size))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -174,7 +174,7 @@ class _HttpHandler:
 
     def __init__(self, server: Server, options: HttpOptions, loop: asyncio.AbstractEventLoop) -> None:
         self._infer = InferRoute(server, options, loop)
-        self._application = _AsgiHandler(create_application(server, options), loop)
+        self._application = _AsgiHandler(create_application(server, options), loop, options.max_input_size)
         self._max_input_size = options.max_input_size
         # Infer addresses seen so far: the model's name and version, or None for an address of something else.
         self._known_urls: dict[bytes, tuple[str, int] | None] = {}
