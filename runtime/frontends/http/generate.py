@@ -34,17 +34,22 @@ _NOT_ONE_RESPONSE: Final = (
 
 
 class ResponseStream:
-    """The sender of one request, and an iterator over its responses. Iterated on the loop it was made on, once."""
+    """The sender of one request, and an iterator over its responses. Iterated on the loop it was made on, once.
+
+    `_changed` guards `_unread_count` and `_is_released`.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._unread: asyncio.Queue[InferenceResponse | None] = asyncio.Queue()
-        self._has_room = threading.Event()
-        self._has_room.set()
+        self._unread_count = 0
         self._is_released = False
+        self._changed = threading.Condition()
 
     def send(self, response: InferenceResponse | None, final: bool) -> None:
+        with self._changed:
+            self._unread_count += 1
         if threading.get_ident() == self._loop_thread:
             self._add(response, final)
         else:
@@ -53,25 +58,26 @@ class ResponseStream:
                 self._loop.call_soon_threadsafe(self._add, response, final)
 
     def wait_until_ready(self) -> None:
-        self._has_room.wait()
+        with self._changed:
+            self._changed.wait_for(lambda: self._unread_count < MAX_UNREAD or self._is_released)
 
     def release(self) -> None:
         """Never make the model wait again: nobody reads any more."""
-        self._is_released = True
-        self._has_room.set()
+        with self._changed:
+            self._is_released = True
+            self._changed.notify_all()
 
     def _add(self, response: InferenceResponse | None, final: bool) -> None:
         if response is not None:
             self._unread.put_nowait(response)
         if final:
             self._unread.put_nowait(None)
-        elif self._unread.qsize() >= MAX_UNREAD and not self._is_released:
-            self._has_room.clear()
 
     async def __aiter__(self) -> AsyncIterator[InferenceResponse]:
         while (response := await self._unread.get()) is not None:
-            if self._unread.qsize() < MAX_UNREAD // 2:
-                self._has_room.set()
+            with self._changed:
+                self._unread_count -= 1
+                self._changed.notify()
             yield response
 
 
