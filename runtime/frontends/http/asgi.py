@@ -78,7 +78,7 @@ class _Answer:
         """The whole body first; then, when the client has gone, that."""
         if not self._body_was_received:
             self._body_was_received = True
-            return {"type": "http.request", "body": self._exchange.body, "more_body": False}
+            return {"type": "http.request", "body": bytes(self._exchange.body), "more_body": False}
         if not self._exchange.is_disconnected:
             disconnected = asyncio.Event()
             self._exchange.on_disconnect = disconnected.set

@@ -18,6 +18,10 @@ MAX_HEAD_SIZE: Final = 64 << 10
 MAX_CHUNKS: Final = 65536
 # How many requests a client may send ahead of their answers before its connection is no longer read.
 MAX_PIPELINED: Final = 16
+# Bodies of these sizes get their memory at once. It is not touched before the bytes come: a length that lies costs
+# nothing.
+MIN_PREALLOCATED: Final = 128 << 10
+MAX_PREALLOCATED: Final = 256 << 20
 
 _STATUS_LINES: Final[dict[int, bytes]] = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus
@@ -58,7 +62,7 @@ class Exchange:
         self.method = b""
         self.url = url
         self.headers: list[tuple[bytes, bytes]] = []
-        self.body = b""
+        self.body: bytes | bytearray = b""
         self.body_size = 0
         self.keep_alive = True
         self.is_disconnected = False
@@ -158,7 +162,9 @@ class Connection(asyncio.Protocol):
         self._head_size = 0
         self._in_head = True
         self._url = b""
-        self._body: list[bytes] = []
+        # The body so far: in its place if its length was said and is large, else in pieces.
+        self._buffer: bytearray | None = None
+        self._pieces: list[bytes] = []
         self._body_limit: int | None = None
         self._chunk_count = 0
         self._is_reading = True
@@ -218,7 +224,8 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url = b""
         self._arriving = Exchange(self, b"")
-        self._body = []
+        self._buffer = None
+        self._pieces = []
         self._chunk_count = 0
 
     def on_url(self, url: bytes) -> None:
@@ -236,6 +243,10 @@ class Connection(asyncio.Protocol):
         exchange.url = self._url
         exchange.keep_alive = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
         self._body_limit = self._handler.body_limit(exchange)
+        # The parser has refused a length that is not a number.
+        length = int(exchange.header(b"content-length") or 0)
+        if MIN_PREALLOCATED < length <= min(MAX_PREALLOCATED, self._body_limit or MAX_PREALLOCATED):
+            self._buffer = bytearray(length)
         if self._current is None and (exchange.header(b"expect") or b"").lower() == b"100-continue":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -245,17 +256,23 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         exchange = self._arriving
         assert exchange is not None
-        exchange.body_size += len(body)
-        if self._body_limit is not None and exchange.body_size > self._body_limit:
-            self._body.clear()
+        start = exchange.body_size
+        exchange.body_size = end = start + len(body)
+        if self._body_limit is not None and end > self._body_limit:
+            self._pieces.clear()
+        elif self._buffer is not None:
+            self._buffer[start:end] = body
         else:
-            self._body.append(body)
+            self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         exchange, self._arriving = self._arriving, None
         assert exchange is not None
-        body, self._body = self._body, []
-        exchange.body = body[0] if len(body) == 1 else b"".join(body)
+        pieces, self._pieces = self._pieces, []
+        if self._buffer is not None:
+            exchange.body, self._buffer = self._buffer, None
+        else:
+            exchange.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._in_head = True
         self._head_size = 0
         self._is_last_request = not exchange.keep_alive

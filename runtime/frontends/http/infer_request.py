@@ -79,7 +79,7 @@ class InferBody:
 
 
 def decode_infer_request(
-    body: bytes, header_length: bytes | None, spec: ModelSpec, max_size: int
+    body: bytes | bytearray, header_length: bytes | None, spec: ModelSpec, max_size: int
 ) -> InferBody:
     """Decode a body of which the first `header_length` bytes are JSON: all where that is None, none where it is 0.
 
@@ -98,7 +98,7 @@ def decode_infer_request(
         decoded.id = string(id_, "id")
     if (parameters := document.get("parameters", _ABSENT)) is not _ABSENT:
         _read_parameters(decoded, parameters)
-    inputs = _InputReader(decoded.id, spec, memoryview(body)[json_size:], max_size)
+    inputs = _InputReader(decoded.id, spec, memoryview(body).toreadonly()[json_size:], max_size)
     decoded.inputs = inputs.read(array(member(document, "inputs"), "inputs"))
     if (outputs := document.get("outputs", _ABSENT)) is not _ABSENT:
         decoded.output_forms = _read_outputs(array(outputs, "outputs"), decoded.id)
@@ -228,7 +228,7 @@ def _region_error(parameters: _Object) -> InferenceError:
 # A raw binary request.
 
 
-def _decode_raw(body: bytes, spec: ModelSpec, max_size: int) -> InferBody:
+def _decode_raw(body: bytes | bytearray, spec: ModelSpec, max_size: int) -> InferBody:
     if len(spec.inputs) != 1:
         raise _refused(
             f"Raw request must only have 1 input (found 1) to be deduced but got {len(spec.inputs)} inputs "
@@ -244,14 +244,14 @@ def _decode_raw(body: bytes, spec: ModelSpec, max_size: int) -> InferBody:
             f"The shape of the raw input '{tensor_spec.name}' can not be deduced because there are more than one "
             "variable-sized dimension"
         )
-    raw: bytes = body
+    raw = memoryview(body).toreadonly()
     if datatype is DataType.BYTES:
         if prod(abs(size) for size in shape) != 1:
             raise _refused(
                 f"For BYTE datatype raw input '{tensor_spec.name}', the model must have input shape [1]"
             )
         shape = [1] * len(shape)
-        raw = encode_bytes_elements((body,))
+        raw = memoryview(encode_bytes_elements((bytes(body),)))
     elif -1 in shape:
         known = prod(size for size in shape if size != -1) * ELEMENT_SIZES[datatype]
         shape[shape.index(-1)] = len(body) // known if known else 0

@@ -14,7 +14,7 @@ from cantata.runtime.errors import InferenceError, invalid_argument
 from cantata.runtime.response import ParameterValue
 
 
-def parse_json(text: bytes) -> object:
+def parse_json(text: bytes | bytearray) -> object:
     """The value that `text` is; NaN and infinities are read too. Raises InferenceError with the position."""
     try:
         return orjson.loads(text)

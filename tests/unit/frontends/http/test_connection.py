@@ -11,6 +11,7 @@ from cantata.runtime.frontends.http.connection import (
     MAX_CHUNKS,
     MAX_HEAD_SIZE,
     MAX_PIPELINED,
+    MIN_PREALLOCATED,
     Connection,
     Connections,
     Exchange,
@@ -107,6 +108,22 @@ def test_a_request_may_come_byte_by_byte(client: Client) -> None:
 def test_a_chunked_body_is_joined(client: Client) -> None:
     client.send(b"POST /p HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n")
     assert client.taken[0].body == b"abcde"
+
+
+@pytest.mark.parametrize("size", [MIN_PREALLOCATED, MIN_PREALLOCATED + 1, 3 * MIN_PREALLOCATED])
+def test_a_large_body_is_whole_however_it_comes(client: Client, size: int) -> None:
+    body = bytes(range(256)) * (size // 256 + 1)
+    message = post(body[:size])
+    client.send(*(message[start : start + 65536] for start in range(0, len(message), 65536)), GET)
+    assert client.taken[0].body == body[:size]
+    client.taken[0].respond(200, b"", b"")
+    assert client.taken[1].body == b""
+
+
+def test_a_length_that_lies_takes_no_memory(client: Client) -> None:
+    client.send(b"POST /p HTTP/1.1\r\nContent-Length: 1000000000000000\r\n\r\nx")
+    client.connection.connection_lost(None)
+    assert client.taken == []
 
 
 def test_too_many_chunks_are_refused(client: Client) -> None:
