@@ -48,19 +48,19 @@ def read_pictures(server: Server, protocol: str) -> bool:
 
 
 def print_statistics(server: Server) -> None:
-    """Per model, the mean over its requests, as the statistics RPC has it."""
+    """The mean over its requests for each step, in the order of the ensemble, and for the ensemble itself."""
     api: Any = importlib.import_module("tritonclient.grpc")
     with api.InferenceServerClient(server.grpc) as client:
-        models = client.get_inference_statistics().model_stats
+        steps = client.get_model_config("ocr").config.ensemble_scheduling.step
+        models = {model.name: model for model in client.get_inference_statistics().model_stats}
     columns = ("requests", "queue", "input", "infer", "output", "total")
     print(f"{'mean milliseconds':20}" + "".join(f"{column:>10}" for column in columns))
-    for model in sorted(models, key=lambda model: model.inference_stats.success.ns):
-        figures = model.inference_stats
-        if not (requests := figures.success.count):
-            continue
+    for name in (*(step.model_name for step in steps), "ocr"):
+        figures = models[name].inference_stats
+        requests = figures.success.count
         spent = (figures.queue, figures.compute_input, figures.compute_infer, figures.compute_output)
         means = "".join(f"{part.ns / requests / 1e6:10.2f}" for part in (*spent, figures.success))
-        print(f"{model.name:20}{requests:10}{means}")
+        print(f"{name:20}{requests:10}{means}")
 
 
 if __name__ == "__main__":
