@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from cantata.bls.async_loop import AsyncLoop
 from cantata.bls.current_model import Activity, CallerNotes, HostedModel, current_activity, running_hook_of
@@ -27,11 +27,9 @@ from cantata.bls.response_sender import (
 from cantata.bls.responses import InferenceResponse
 from cantata.runtime.errors import internal_error
 from cantata.runtime.execution.execution import Execution
+from cantata.runtime.model_spec import model_side_shape
 
 # The one thing that a model.py may do elsewhere and not here.
-_READ_ONLY_HINT: Final = (
-    "\nArrays that a model receives are shared with other models: change a copy (`as_numpy().copy()`)."
-)
 
 
 class _ExecuteViolation(Exception):
@@ -126,6 +124,8 @@ class PythonInstance:
         execution.finish()
 
     def _receive(self, execution: Execution) -> list[InferenceRequest]:
+        if execution.spec.reshapes_inputs:
+            _reshape_inputs(execution)
         open_streams = self._open_streams
         requests = [received_request(request, open_streams) for request in execution.requests]
         if self._is_decoupled:
@@ -189,10 +189,7 @@ class PythonInstance:
 
     def _fail_for(self, execution: Execution, requests: list[InferenceRequest], error: BaseException) -> None:
         model_log(self._model.name).error("execute of instance '%s' failed", self._name, exc_info=error)
-        text = describe_failure(error)
-        if isinstance(error, ValueError) and "read-only" in str(error):
-            text += _READ_ONLY_HINT
-        self._fail(execution, requests, text)
+        self._fail(execution, requests, describe_failure(error))
 
     def _fail(self, execution: Execution, requests: list[InferenceRequest], text: str) -> None:
         """Fail every request of the batch that is not answered yet."""
@@ -203,6 +200,16 @@ class PythonInstance:
                 execution.responses[index] = self._outputs.error_response(execution.requests[index], error)
             else:
                 stream_of(sender).fail(error)
+
+
+def _reshape_inputs(execution: Execution) -> None:
+    """Give the model its inputs in the shapes that the configuration's `reshape` says."""
+    spec = execution.spec
+    for request in execution.requests:
+        request.inputs = {
+            name: tensor.reshaped(model_side_shape(spec.inputs[name], tensor.shape, spec.batches))
+            for name, tensor in request.inputs.items()
+        }
 
 
 def _all_have_senders(requests: list[InferenceRequest], returned: Any) -> bool:

@@ -17,7 +17,7 @@ from cantata.bls.parameters import RESERVED, checked_parameters
 from cantata.bls.response_iterator import ResponseIterator
 from cantata.bls.response_sender import InferenceResponseSender, OpenStreams
 from cantata.bls.responses import InferenceResponse
-from cantata.bls.tensor import Tensor, received_tensor
+from cantata.bls.tensor import Tensor, shared_tensor
 from cantata.runtime.request import InferenceRequest as RuntimeRequest
 from cantata.runtime.response import ParameterValue
 
@@ -103,7 +103,7 @@ class InferenceRequest:
         if inputs is None:
             assert self._received is not None
             inputs = self._inputs = [
-                received_tensor(name, value) for name, value in self._received.inputs.items()
+                shared_tensor(name, value) for name, value in self._received.inputs.items()
             ]
         return inputs
 
@@ -202,7 +202,7 @@ def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> 
     received = inference_request._received
     if inference_request._inputs is None and received is not None:
         value = received.inputs.get(name)
-        return None if value is None else received_tensor(name, value)
+        return None if value is None else shared_tensor(name, value)
     for tensor in inference_request.inputs():
         if tensor.name() == name:
             return tensor

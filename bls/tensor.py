@@ -1,7 +1,8 @@
 """pb_utils.Tensor: a named value as a model.py sees it.
 
-Owns names, numpy and DLPack views. The value itself is the runtime's, passed on by reference. Arrays that a model
-receives are read-only views, since the same memory may be another step's input.
+Owns names, numpy and DLPack views. The value itself is the runtime's, passed on by reference: a tensor that a model
+passes on unread is never copied. One that it reads from a request becomes its own, to write to as it likes, since the
+same memory may be another step's input.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cantata.runtime.tensor import bytes_array
 class Tensor:
     """A tensor called `name`. Made by a model from a numpy array, or received with a request or response."""
 
-    __slots__ = ("_is_received", "_name", "_value")
+    __slots__ = ("_is_shared", "_name", "_value")
 
     def __init__(self, name: str, numpy_array: npt.NDArray[Any]) -> None:
         if not name:
@@ -30,7 +31,8 @@ class Tensor:
             raise TypeError(f"tensor '{name}': expected a numpy array, found type '{type(numpy_array)}'")
         self._name = name
         self._value = _value_of(name, numpy_array)
-        self._is_received = False
+        # Whether others may read the same memory: then the first to look at the elements gets a copy.
+        self._is_shared = False
 
     def name(self) -> str:
         return self._name
@@ -43,24 +45,20 @@ class Tensor:
         return list(self._value.array.shape)
 
     def as_numpy(self) -> npt.NDArray[Any]:
-        """The elements; read-only where the tensor was received. BYTES come as an object array of bytes."""
+        """The elements, which may be changed in place. BYTES come as an object array of bytes."""
         value = self._value
         if value.datatype is DataType.BF16:
             raise TritonModelException(
                 "Tensor dtype is BF16 and cannot be converted to NumPy. Use to_dlpack() and from_dlpack() instead."
             )
-        if not self._is_received:
-            return value.array
-        view = value.array[...]
-        view.setflags(write=False)
-        return view
+        return self._own_value().array
 
     def is_cpu(self) -> bool:
         return True
 
     def to_dlpack(self) -> Any:
-        """A DLPack capsule over the same memory. It can be written to, and must not be where it was received."""
-        value = self._value
+        """A DLPack capsule over the memory of `as_numpy`."""
+        value = self._own_value()
         if value.datatype is DataType.BYTES:
             raise TritonModelException("DLPack does not have support for string tensors.")
         return dlpack.export_array(np.require(value.array, requirements="C"), value.datatype)
@@ -91,22 +89,34 @@ class Tensor:
             ) from None
         except ValueError as error:
             raise TritonModelException(f"tensor '{name}': {error}") from None
-        return _tensor(name, TensorValue(datatype, array), is_received=False)
+        return _tensor(name, TensorValue(datatype, array), is_shared=False)
+
+    def _own_value(self) -> TensorValue:
+        value = self._value
+        if self._is_shared:
+            value = self._value = TensorValue(value.datatype, value.array.copy())
+            self._is_shared = False
+        return value
 
     def __repr__(self) -> str:
         return f"Tensor({self._name!r}, {self._value.datatype.name}, {self.shape()})"
 
 
-def received_tensor(name: str, value: TensorValue) -> Tensor:
-    """A tensor that came with a request or a response."""
-    return _tensor(name, value, is_received=True)
+def shared_tensor(name: str, value: TensorValue) -> Tensor:
+    """A tensor that came with a request: its sender, or another step of a pipeline, may have it too."""
+    return _tensor(name, value, is_shared=True)
 
 
-def _tensor(name: str, value: TensorValue, *, is_received: bool) -> Tensor:
+def answered_tensor(name: str, value: TensorValue) -> Tensor:
+    """A tensor that came with a response: it was made for its receiver."""
+    return _tensor(name, value, is_shared=False)
+
+
+def _tensor(name: str, value: TensorValue, *, is_shared: bool) -> Tensor:
     tensor = Tensor.__new__(Tensor)
     tensor._name = name
     tensor._value = value
-    tensor._is_received = is_received
+    tensor._is_shared = is_shared
     return tensor
 
 

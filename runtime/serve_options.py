@@ -8,8 +8,11 @@ from cantata.runtime.flags import SERVE_FLAGS, FlagError, FlagKind, FlagValues, 
 from cantata.runtime.frontends.grpc.options import GrpcOptions
 from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.options import ServerOptions
+from cantata.runtime.repository.control import ModelControlMode
 from cantata.runtime.serve import LogOptions, ServeOptions
 
+# How often `--watch` looks at the files: soon enough for somebody who has just saved one.
+_WATCH_SECS = 0.5
 _KINDS = {flag.name: flag.kind for flag in SERVE_FLAGS}
 _DEFAULTS = {flag.name: flag.default for flag in SERVE_FLAGS}
 
@@ -70,8 +73,12 @@ def _server_options(flags: _Flags) -> ServerOptions:
     thread_count = flags.integer("model-load-thread-count")
     if thread_count < 1:
         raise FlagError(f"--model-load-thread-count expects a positive number, got '{thread_count}'")
+    mode, poll_secs = _model_control(flags)
     return ServerOptions(
         model_repository=tuple(Path(path) for path in repositories),
+        model_control_mode=mode,
+        load_model=flags.all("load-model"),
+        repository_poll_secs=poll_secs,
         id=flags.text("id"),
         exit_on_error=flags.truth("exit-on-error"),
         disable_auto_complete_config=flags.truth("disable-auto-complete-config")
@@ -82,6 +89,23 @@ def _server_options(flags: _Flags) -> ServerOptions:
         exit_timeout_secs=float(flags.text("exit-timeout-secs")),
         backend_config=_backend_config(flags.all("backend-config")),
     )
+
+
+def _model_control(flags: _Flags) -> tuple[ModelControlMode, float]:
+    mode = ModelControlMode(flags.text("model-control-mode"))
+    startup_models = flags.all("load-model")
+    if startup_models and mode is not ModelControlMode.EXPLICIT:
+        raise FlagError("Error: Use of '--load-model' requires setting '--model-control-mode=explicit' as well.")
+    if "*" in startup_models and len(startup_models) > 1:
+        raise FlagError("Wildcard model name '*' must be the ONLY startup model if specified at all.")
+    poll_secs = float(flags.text("repository-poll-secs"))
+    if poll_secs <= 0:
+        raise FlagError(f"--repository-poll-secs expects a positive number, got '{poll_secs:g}'")
+    if not flags.truth("watch"):
+        return mode, poll_secs
+    if mode is ModelControlMode.EXPLICIT:
+        raise FlagError("--watch looks for changes by itself: it cannot go with --model-control-mode=explicit")
+    return ModelControlMode.POLL, _WATCH_SECS
 
 
 def _backend_config(values: tuple[str, ...]) -> dict[str, dict[str, str]]:

@@ -165,7 +165,7 @@ class Server:
             return False
         if not self.options.strict_readiness:
             return True
-        return not self.failures() and all(version.is_ready for version in self._registry.all_versions())
+        return self._registry.is_every_model_ready()
 
     def is_model_ready(self, name: str, version: int = -1) -> bool:
         """Whether a version is READY; raises InferenceError for a model or version that does not exist."""

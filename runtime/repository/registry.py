@@ -102,6 +102,13 @@ class Registry:
             for number in sorted(models[name].versions)
         ]
 
+    def is_every_model_ready(self) -> bool:
+        """Whether every model that was ever wanted serves; one that was unloaded on request is not wanted."""
+        return all(
+            entry.is_unloaded or (entry.versions and all(version.is_ready for version in entry.versions.values()))
+            for entry in self._models.values()
+        )
+
     def failures(self) -> list[FailedVersion]:
         """What could not be loaded, by name."""
         models = self._models

@@ -71,9 +71,10 @@ def test_a_call_gives_the_other_models_tensors_without_a_copy(
     instance = host.load(PRELUDE + way.format(fields=""))
     batch = [request_with([[value]]) for value in (1.0, 2.0, 3.0)]
     host.run(instance, [request for request, _ in batch])
-    for value, (request, client) in zip((1.0, 2.0, 3.0), batch, strict=True):
+    for value, (_, client) in zip((1.0, 2.0, 3.0), batch, strict=True):
         assert client.values() == [[[value]]]
-        assert np.shares_memory(client.response.outputs["OUT"].array, request.inputs["IN"].array)
+        passed = [tensor.array for call in host.services.submitted for tensor in call.inputs.values()]
+        assert any(np.shares_memory(client.response.outputs["OUT"].array, array) for array in passed)
 
 
 @WAYS

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cantata.bls import dlpack, pb_utils
-from cantata.bls.tensor import received_tensor, tensor_value
+from cantata.bls.tensor import shared_tensor, tensor_value
 from cantata.runtime.datatypes import DataType
 from cantata.runtime.tensor import Tensor as TensorValue
 
@@ -82,13 +82,20 @@ def test_what_is_no_tensor_is_refused(
     assert str(refused.value) == message
 
 
-def test_a_received_array_shares_memory_and_cannot_be_written() -> None:
+def test_a_received_array_is_the_models_own_and_stays_the_same_one() -> None:
     array = np.zeros(3, np.float32)
-    seen = received_tensor("X", TensorValue(DataType.FP32, array)).as_numpy()
-    assert np.shares_memory(seen, array)
-    with pytest.raises(ValueError, match="read-only"):
-        seen[0] = 1
-    assert array.flags.writeable
+    array.setflags(write=False)
+    tensor = shared_tensor("X", TensorValue(DataType.FP32, array))
+    seen = tensor.as_numpy()
+    seen[0] = 1
+    assert tensor.as_numpy() is seen
+    assert np.from_dlpack(tensor).tolist() == [1, 0, 0]
+    assert array.tolist() == [0, 0, 0]
+
+
+def test_a_received_tensor_that_is_passed_on_unread_is_not_copied() -> None:
+    value = TensorValue(DataType.FP32, np.zeros(3, np.float32))
+    assert tensor_value(shared_tensor("X", value)) is value
 
 
 @pytest.mark.parametrize(("dtype", "number"), NUMBERS)
@@ -162,9 +169,10 @@ def test_torch_reads_and_gives_tensors() -> None:
     torch = pytest.importorskip("torch")
     array = np.arange(4, dtype=np.float32)
     array.setflags(write=False)
-    received = received_tensor("X", TensorValue(DataType.FP32, array))
+    received = shared_tensor("X", TensorValue(DataType.FP32, array))
     assert torch.from_dlpack(received).tolist() == [0, 1, 2, 3]
-    assert torch.utils.dlpack.from_dlpack(received.to_dlpack()).data_ptr() == array.ctypes.data
+    own = received.as_numpy()
+    assert torch.utils.dlpack.from_dlpack(received.to_dlpack()).data_ptr() == own.ctypes.data
     half = torch.tensor([1.5, 2.5], dtype=torch.bfloat16)
     tensor = pb_utils.Tensor.from_dlpack("Y", half)
     assert torch.equal(torch.from_dlpack(tensor), half)
