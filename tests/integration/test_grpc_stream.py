@@ -367,3 +367,15 @@ def test_many_streams_at_once_are_each_in_order(front_end: GrpcServer) -> None:
     for thread in threads:
         thread.join(30)
     assert results == {number: list(range(500)) for number in range(4)}
+
+
+def test_a_burst_of_requests_larger_than_one_round_of_the_loop_is_answered_whole(channel: grpc.Channel) -> None:
+    request = messages.ModelInferRequest(model_name="identity", raw_input_contents=[bytes(16)])
+    request.inputs.add(name="IN", datatype="FP32", shape=[4])
+    with opened(channel) as stream:
+        for index in range(3000):
+            request.id = str(index)
+            stream.send(request)
+        stream.half_close()
+        assert [answer.infer_response.id for answer in stream.rest()] == [str(index) for index in range(3000)]
+        assert stream.call.code() is grpc.StatusCode.OK

@@ -154,14 +154,14 @@ class CallLoop:
         poll = self._queue.poll
         unwatched = self._unwatched
         event = poll(None if self.every_second is None else core_calls.seconds_from_now(1))
-        for _ in range(_MOST_EVENTS):
-            if event.completion_type == core_calls.QUEUE_TIMEOUT:
-                break
+        handled = 0
+        while event.completion_type != core_calls.QUEUE_TIMEOUT:
             try:
                 event.tag(event)
             except Exception:
                 _log.exception("gRPC: a call failed")
-            if not self._gathers:
+            handled += 1
+            if not self._gathers or handled == _MOST_EVENTS:
                 break
             event = poll(0)
         self._gathers = False
