@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
-from cantata.grammars.model_config import ModelConfig, ModelInput, ModelOutput
 from cantata.runtime.datatypes import DataType
 from cantata.runtime.errors import InferenceError, invalid_argument
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.tensor import Tensor
+
+if TYPE_CHECKING:
+    # A model's own process is given a ModelSpec ready made, and needs no configuration.
+    from cantata.grammars.model_config import ModelConfig, ModelInput, ModelOutput
 
 _BATCH_DIMENSION_NOTE = (
     " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to "

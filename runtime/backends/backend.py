@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cantata.grammars.model_config import ModelConfig
 from cantata.runtime.execution.execution import Execution
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.request import InferenceRequest
+
+if TYPE_CHECKING:
+    # A model's own process needs the protocols, but no configuration.
+    from cantata.grammars.model_config import ModelConfig
 
 
 class ServerServices(Protocol):
