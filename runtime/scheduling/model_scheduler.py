@@ -32,22 +32,28 @@ from cantata.runtime.scheduling.timer import Timer
 
 _log = logging.getLogger("cantata.scheduler")
 
-# An instance is quick while its executions stay below this; a slower one is not run on threads that serve others.
+# An execution below this is quick; one that takes longer holds up whoever else its thread serves.
 _QUICK_NS = 500_000
-# How many quick executions in a row it takes to be trusted (again).
-_QUICK_RUNS = 8
+# One that takes this long is slow beyond doubt: below it, the machine may have been busy with something else.
+_SLOW_NS = 5_000_000
+# A quick execution earns one point of trust, up to the most; a slow one costs several. With enough, it is quick.
+_MOST_TRUST = 32
+_TRUSTED = 8
+_COST_OF_SLOWNESS = 4
 
 
 class ScheduledInstance:
     """One instance of a model version as work for a thread. It is reserved from dispatch until it is idle again."""
 
-    __slots__ = ("_scheduler", "backend_instance", "is_quick", "quick_runs")
+    __slots__ = ("_may_block", "_scheduler", "_trust", "backend_instance", "is_quick")
 
     def __init__(self, scheduler: ModelScheduler, backend_instance: BackendInstance) -> None:
         self._scheduler = scheduler
         self.backend_instance = backend_instance
         self.is_quick = False
-        self.quick_runs = 0
+        self._trust = 0
+        # Models that call others and wait for them say so; those of other backends never do.
+        self._may_block = hasattr(backend_instance, "makes_blocking_calls")
 
     def run(self) -> None:
         """Take a batch and run it; the thread that calls this owns the instance meanwhile."""
@@ -55,15 +61,19 @@ class ScheduledInstance:
 
     def ran_for(self, duration_ns: int) -> None:
         """Learn from one execution whether the instance is quick."""
-        if duration_ns >= _QUICK_NS:
-            self.quick_runs = 0
-            self.is_quick = False
-        elif not self.is_quick:
-            self.quick_runs += 1
-            self.is_quick = self.quick_runs >= _QUICK_RUNS
-        if self.is_quick and getattr(self.backend_instance, "makes_blocking_calls", False):
-            self.is_quick = False
-            self.quick_runs = 0
+        trust = self._trust
+        if self._may_block and self.backend_instance.makes_blocking_calls:  # type: ignore[attr-defined]
+            trust = 0
+        elif duration_ns < _QUICK_NS:
+            if trust == _MOST_TRUST:
+                return
+            trust += 1
+        elif duration_ns < _SLOW_NS:
+            trust = max(0, trust - _COST_OF_SLOWNESS)
+        else:
+            trust = 0
+        self._trust = trust
+        self.is_quick = trust >= _TRUSTED
 
 
 class ModelScheduler:
