@@ -475,6 +475,29 @@ def test_the_repository_index_may_be_of_ready_models_alone(
     assert "READY" in states
 
 
+def test_models_are_loaded_and_unloaded_where_that_is_allowed() -> None:
+    with running() as own:
+        base = "/v2/repository/models/m"
+        refusal = {"error": "explicit model load / unload is not allowed if polling is enabled"}
+        for action in ("load", "unload"):
+            answer = own.http.post(f"{base}/{action}")
+            assert (answer.status_code, answer.json()) == (503, refusal)
+        own.server.is_controlled = True
+        bodies = [("load", b""), ("unload", b"{}"), ("unload", b'{"parameters":{"unload_dependents":true}}')]
+        for action, body in bodies:
+            answer = own.http.post(f"{base}/{action}", content=body)
+            assert (answer.status_code, answer.text) == (200, "")
+        assert own.server.controlled == [("load", "m"), ("unload", "m"), ("unload with dependents", "m")]
+        for body, status in (
+            (b"nonsense", 400),
+            (b'{"parameters":[]}', 400),
+            (b'{"parameters":{"other":1}}', 500),
+            (b'{"parameters":{"config":"{}"}}', 501),
+        ):
+            assert own.http.post(f"{base}/load", content=body).status_code == status
+        assert len(own.server.controlled) == 3
+
+
 def test_statistics_are_of_all_models_of_one_or_of_one_version(shared: Running) -> None:
     def found(path: str) -> list[tuple[str, str]]:
         return [(model["name"], model["version"]) for model in shared.http.get(path).json()["model_stats"]]

@@ -15,7 +15,7 @@ from pathlib import Path
 from cantata.grammars.model_config import DataType as ConfigDataType
 from cantata.grammars.model_config import ModelConfig, ModelInput, ModelOutput, ModelTransactionPolicy
 from cantata.runtime.datatypes import DataType
-from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, not_found
+from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, not_found, unavailable
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.observe.snapshots import (
@@ -110,6 +110,8 @@ class FakeServer:
         self.ready = True
         self.unavailable_versions: set[tuple[str, int]] = set()
         self.statistics_by_model: dict[str, ModelStatistics] = {}
+        self.is_controlled = False
+        self.controlled: list[tuple[str, str]] = []
         self.figures: list[ModelFigures] = []
         self._models: dict[str, dict[int, FakeModel]] = {}
         for model in models:
@@ -171,6 +173,17 @@ class FakeServer:
             for model in versions.values()
             if name in ("", model.name) and version in (-1, model.version)
         ]
+
+    def load_model(self, name: str) -> None:
+        self._control("load", name)
+
+    def unload_model(self, name: str, unload_dependents: bool = False) -> None:
+        self._control("unload with dependents" if unload_dependents else "unload", name)
+
+    def _control(self, action: str, name: str) -> None:
+        if not self.is_controlled:
+            raise unavailable("explicit model load / unload is not allowed if polling is enabled")
+        self.controlled.append((action, name))
 
     def model_figures(self) -> list[ModelFigures]:
         return self.figures

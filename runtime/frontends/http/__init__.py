@@ -1,1 +1,1 @@
-"""The HTTP front-end: the KServe v2 REST endpoints and the metrics port, on uvicorn."""
+"""The HTTP front-end: the KServe v2 REST endpoints, the generate extension, and the metrics port."""

@@ -6,6 +6,7 @@ loop; what they tell comes from the server's facade.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cantata.runtime.errors import InferenceError, invalid_argument, unavailable, unsupported
+from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, unavailable, unsupported
 from cantata.runtime.frontends.http.documents import (
     index_document,
     model_metadata_document,
@@ -25,7 +26,7 @@ from cantata.runtime.frontends.http.documents import (
 )
 from cantata.runtime.frontends.http.errors import checked_version, error_body, status_of
 from cantata.runtime.frontends.http.generate import GenerateEndpoints
-from cantata.runtime.frontends.http.json_members import parse_json
+from cantata.runtime.frontends.http.json_members import boolean, parse_json
 from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.http.restriction import Restrictions
 from cantata.runtime.observe.metrics import METRICS_CONTENT_TYPE
@@ -71,16 +72,12 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
                 "POST", "/v2/repository/{repository}/index", "model-repository", endpoints.repository_index
             ),
             *[
-                route(
-                    "POST",
-                    f"/v2/repository{repository}/models/{{model}}/{action}",
-                    "model-repository",
-                    endpoint,
-                )
-                for action in ("load", "unload")
-                for repository, endpoint in (
-                    ("", endpoints.load_or_unload),
-                    ("/{repository}", endpoints.load_or_unload_elsewhere),
+                route("POST", f"/v2/repository{path}", "model-repository", endpoint)
+                for path, endpoint in (
+                    ("/models/{model}/load", endpoints.load),
+                    ("/models/{model}/unload", endpoints.unload),
+                    ("/{repository}/models/{model}/load", endpoints.elsewhere),
+                    ("/{repository}/models/{model}/unload", endpoints.elsewhere),
                 )
             ],
         ],
@@ -165,11 +162,21 @@ class _Endpoints:
         entries = self._server.repository_index(ready_only)
         return _json(orjson.dumps([index_document(entry) for entry in entries]))
 
-    async def load_or_unload(self, request: Request) -> Response:
-        await _body_document(request)
-        raise unavailable("explicit model load / unload is not allowed if polling is enabled")
+    async def load(self, request: Request) -> Response:
+        for key in await _body_parameters(request):
+            if key == "config" or key.startswith("file:"):
+                raise unsupported(f"load parameter '{key}' is not supported")
+            raise internal_error("unexpected error on creating Triton parameter")
+        await asyncio.to_thread(self._server.load_model, request.path_params["model"])
+        return _empty(200)
 
-    async def load_or_unload_elsewhere(self, _request: Request) -> Response:
+    async def unload(self, request: Request) -> Response:
+        parameters = await _body_parameters(request)
+        with_dependents = boolean(parameters.get("unload_dependents", False), "unload_dependents")
+        await asyncio.to_thread(self._server.unload_model, request.path_params["model"], with_dependents)
+        return _empty(200)
+
+    async def elsewhere(self, _request: Request) -> Response:
         raise unsupported("'repository_name' specification is not supported")
 
 
@@ -181,6 +188,14 @@ def _model_of(request: Request) -> tuple[str, int]:
 async def _body_document(request: Request) -> object:
     body = await request.body()
     return parse_json(body) if body else None
+
+
+async def _body_parameters(request: Request) -> dict[str, object]:
+    document = await _body_document(request)
+    parameters = document.get("parameters", {}) if isinstance(document, dict) else {}
+    if not isinstance(parameters, dict):
+        raise invalid_argument("Unable to parse 'parameters': attempt to access JSON non-object as object")
+    return parameters
 
 
 def _json(body: bytes) -> Response:
