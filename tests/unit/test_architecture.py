@@ -32,10 +32,8 @@ HEAVY_LIBRARIES = {
     "torch": ("runtime/backends/torch",),
     "grpc": ("runtime/frontends/grpc/",),
     "starlette": ("runtime/frontends/http/",),
-    "uvicorn": ("runtime/frontends/http/",),
     "httptools": ("runtime/frontends/http/",),
-    "uvloop": ("runtime/frontends/http/",),
-    "prometheus_client": ("runtime/observe/",),
+    "uvloop": ("runtime/frontends/http/", "bls/async_loop.py"),
 }
 # Imported anywhere: the arrays themselves, and the JSON of both edges.
 SHARED_LIBRARIES = {"numpy", "orjson"}
