@@ -127,7 +127,9 @@ class ModelSpec:
             if self.batches:
                 batch_size = self._batch_of(request, name, shape, batch_size)
                 shape = shape[1:]
-            if shape != dims and (len(shape) != rank or any(shape[axis] != size for axis, size in fixed)):
+            if shape != dims and (
+                len(shape) != rank or (fixed and any(shape[axis] != size for axis, size in fixed))
+            ):
                 raise self._shape_error(request, name, tensor)
         if self.any_optional and not self._required_names <= inputs.keys():
             raise self._count_error(request)

@@ -36,6 +36,9 @@ class DynamicBatcher:
         self._max_preferred = max(self._preferred)
         self._delay_ns = max_queue_delay_us * 1000
         self._compares = bool(spec.compared_inputs) or spec.any_optional
+        # The name of the one input whose shape is compared; empty where there are more, or optional ones.
+        is_simple = len(spec.compared_inputs) == 1 and not spec.any_optional
+        self._only_compared = spec.compared_inputs[0] if is_simple else ""
         self._queue: deque[InferenceRequest] = deque()
         self._start_forming()
 
@@ -113,19 +116,24 @@ class DynamicBatcher:
         if self._formed:
             if size > self._max_preferred and not self._marked:
                 self._marked = self._formed
-            if size > self._max_batch_size or (
-                self._compares and self._compared_shapes(request) != self._shapes
-            ):
+            if size > self._max_batch_size or (self._compares and not self._has_forming_shapes(request)):
                 self._is_complete = True
                 return
-        elif self._compares:
-            self._shapes = self._compared_shapes(request)
         self._formed += 1
         self._size = size
         if size in self._preferred:
             self._marked = self._formed
 
+    def _has_forming_shapes(self, request: InferenceRequest) -> bool:
+        """Whether the request agrees with the forming batch in the shapes that the model compares."""
+        if self._shapes is None:
+            # Compared only now that there is something to compare with: most batches of an idle model are of one.
+            self._shapes = self._compared_shapes(self._queue[0])
+        return self._compared_shapes(request) == self._shapes
+
     def _compared_shapes(self, request: InferenceRequest) -> object:
         inputs = request.inputs
-        shapes = tuple(inputs[name].shape[1:] for name in self._spec.compared_inputs if name in inputs)
+        if self._only_compared:
+            return inputs[self._only_compared].array.shape[1:]
+        shapes = tuple(inputs[name].array.shape[1:] for name in self._spec.compared_inputs if name in inputs)
         return (shapes, frozenset(inputs)) if self._spec.any_optional else shapes
