@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import socket
 import threading
 import zlib
@@ -563,7 +564,7 @@ def test_restricted_endpoints_need_their_header() -> None:
 def test_headers_that_match_become_parameters() -> None:
     with running(header_forward_pattern="^x-.*|^prio") as own:
         own.http.headers["X-Team"] = "blue"
-        assert own.infer("with_parameters").json()["parameters"] == {"x-team": "blue"}
+        assert own.infer("with_parameters").json()["parameters"] == {"X-Team": "blue"}
         own.http.headers["priority"] = "1"
         answer = own.infer("pair")
         assert answer.status_code == 400
@@ -571,6 +572,12 @@ def test_headers_that_match_become_parameters() -> None:
             answer.json()["error"]
             == "Header 'priority' is reserved for Triton usage and cannot be forwarded."
         )
+
+
+def test_a_header_pattern_may_ask_for_the_case() -> None:
+    with running(header_forward_pattern="(?-i)^X-") as own:
+        own.http.headers.update({"X-Team": "blue", "x-other": "red"})
+        assert own.infer("with_parameters").json()["parameters"] == {"X-Team": "blue"}
 
 
 def test_what_is_over_the_size_limit_is_refused_and_the_connection_goes_on() -> None:
@@ -714,6 +721,15 @@ def test_a_port_in_use_is_told_with_its_address() -> None:
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{own.port}"):
             second.start()
         second.close()
+
+
+def test_a_header_pattern_that_is_none_is_told_at_the_start() -> None:
+    broken = HttpServer(
+        cast("Server", FakeServer()), HttpOptions(address="127.0.0.1", port=0, header_forward_pattern="(")
+    )
+    with pytest.raises(re.error):
+        broken.start()
+    broken.close()
 
 
 def test_either_port_may_be_switched_off() -> None:

@@ -41,7 +41,7 @@ class Handler(Protocol):
 class Exchange:
     """One request and its answer.
 
-    `url` is as sent; header names are lower-case. `body_size` is what arrived: more than `len(body)` when the limit
+    `url` is as sent; header names are lower-case, and in `sent_names` as sent. `body_size` is what arrived: more than `len(body)` when the limit
     was passed, in which case `body` is empty. `on_disconnect` is called if the client goes before it is answered.
     """
 
@@ -54,6 +54,7 @@ class Exchange:
         "keep_alive",
         "method",
         "on_disconnect",
+        "sent_names",
         "url",
     )
 
@@ -62,6 +63,7 @@ class Exchange:
         self.method = b""
         self.url = url
         self.headers: list[tuple[bytes, bytes]] = []
+        self.sent_names: list[bytes] = []
         self.body: bytes | bytearray = b""
         self.body_size = 0
         self.keep_alive = True
@@ -232,8 +234,10 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        assert self._arriving is not None
-        self._arriving.headers.append((name.lower(), value))
+        exchange = self._arriving
+        assert exchange is not None
+        exchange.headers.append((name.lower(), value))
+        exchange.sent_names.append(name)
 
     def on_headers_complete(self) -> None:
         exchange = self._arriving

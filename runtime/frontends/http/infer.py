@@ -60,11 +60,7 @@ class InferRoute:
         self._options = options
         self._loop = loop
         self._loop_thread = threading.get_ident()
-        self._forwarded = (
-            re.compile(options.header_forward_pattern, re.IGNORECASE)
-            if options.header_forward_pattern
-            else None
-        )
+        self._forwarded = _compiled_pattern(options.header_forward_pattern)
         self._restrictions = Restrictions(options.restricted_apis)
         # Set, from any thread, when no further request may be submitted.
         self.is_stopping = False
@@ -165,8 +161,8 @@ class InferRoute:
     def _forward_headers(self, exchange: Exchange, decoded: InferBody) -> None:
         assert self._forwarded is not None
         forwarded: dict[str, ParameterValue] = {}
-        for raw_name, value in exchange.headers:
-            name = raw_name.decode("latin-1")
+        for sent_name, (_, value) in zip(exchange.sent_names, exchange.headers, strict=True):
+            name = sent_name.decode("latin-1")
             if self._forwarded.search(name):
                 if name in _RESERVED_HEADERS or name.startswith("triton_"):
                     raise InferenceError(
@@ -176,6 +172,15 @@ class InferRoute:
                 forwarded[name] = value.decode("latin-1")
         if forwarded:
             decoded.parameters = {**(decoded.parameters or {}), **forwarded}
+
+
+def _compiled_pattern(pattern: str) -> re.Pattern[str] | None:
+    """A header pattern, which ignores case unless it begins with `(?-i)`; None for an empty one."""
+    if not pattern:
+        return None
+    if pattern.startswith("(?-i)"):
+        return re.compile(pattern.removeprefix("(?-i)"))
+    return re.compile(pattern, re.IGNORECASE)
 
 
 class _InferAnswer:

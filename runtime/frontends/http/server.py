@@ -44,11 +44,15 @@ class HttpServer:
         self._thread: threading.Thread | None = None
         self._ports: list[_Port] = []
         self._http_handler: _HttpHandler | None = None
+        self._failure: Exception | None = None
         self.port: int | None = None
         self.metrics_port: int | None = None
 
     def start(self) -> None:
-        """Bind the ports and serve; raises OSError, naming the address, when a port cannot be had."""
+        """Bind the ports and serve.
+
+        Raises OSError, naming the address, when a port cannot be had, and re.error for a header pattern that is none.
+        """
         options = self._options
         sockets: list[socket.socket] = []
         try:
@@ -69,6 +73,9 @@ class HttpServer:
         )
         self._thread.start()
         is_serving.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
 
     def stop_accepting(self) -> None:
         """Refuse new inference requests from now on; those in flight go on, and so do health checks."""
@@ -94,18 +101,24 @@ class HttpServer:
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         try:
-            handlers = self._handlers(loop)
-            for bound, handler in zip(sockets, handlers, strict=True):
-                port = _Port(handler)
-                loop.run_until_complete(port.listen(loop, bound))
-                self._ports.append(port)
+            self._listen(loop, sockets)
             self._loop = loop
             is_serving.set()
             loop.run_forever()
+        except Exception as error:
+            self._failure = error
         finally:
-            is_serving.set()
+            for bound in sockets:
+                bound.close()
             asyncio.set_event_loop(None)
             loop.close()
+            is_serving.set()
+
+    def _listen(self, loop: asyncio.AbstractEventLoop, sockets: list[socket.socket]) -> None:
+        for bound, handler in zip(sockets, self._handlers(loop), strict=True):
+            port = _Port(handler)
+            loop.run_until_complete(port.listen(loop, bound))
+            self._ports.append(port)
 
     def _handlers(self, loop: asyncio.AbstractEventLoop) -> list[_HttpHandler | _AsgiHandler]:
         handlers: list[_HttpHandler | _AsgiHandler] = []
