@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -148,16 +150,50 @@ def test_a_certificate_that_cannot_be_read_is_an_error() -> None:
 # --- compression and size
 
 
-@pytest.mark.parametrize("level", ["low", "medium", "high"])
-def test_compressed_responses_are_the_same_to_a_client(level: str) -> None:
+class CountingProxy:
+    """Passes one connection on to a port of this machine, and counts what comes back."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.received = 0
+        self._threads = [threading.Thread(target=self._serve, daemon=True)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _serve(self) -> None:
+        client, _ = self._listener.accept()
+        with client, socket.create_connection(("127.0.0.1", self._target_port)) as target:
+            forth = threading.Thread(target=self._pump, args=(client, target, False), daemon=True)
+            forth.start()
+            self._pump(target, client, True)
+            forth.join(10)
+
+    def _pump(self, source: socket.socket, target: socket.socket, counts: bool) -> None:
+        # Either side may close first.
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                self.received += len(data) if counts else 0
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("level", ["none", "low", "medium", "high"])
+def test_responses_are_compressed_as_configured_and_the_same_to_a_client(level: str) -> None:
     array = np.zeros(100_000, np.float32)
-    with (
-        grpc_server(fake_server(), infer_response_compression_level=level) as front_end,
-        stock_client(front_end) as client,
-    ):
-        result = client.infer("vector", [infer_input("IN", array, "FP32")])
-        assert np.array_equal(result.as_numpy("OUT"), array)
-        assert client.is_server_live()
+    with grpc_server(fake_server(), infer_response_compression_level=level) as front_end:
+        proxy = CountingProxy(front_end.port)
+        with triton.InferenceServerClient(f"127.0.0.1:{proxy.port}") as client:
+            result = client.infer("vector", [infer_input("IN", array, "FP32")])
+            assert np.array_equal(result.as_numpy("OUT"), array)
+        proxy.close()
+    assert (proxy.received > array.nbytes) == (level == "none")
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])

@@ -369,7 +369,9 @@ def test_many_streams_at_once_are_each_in_order(front_end: GrpcServer) -> None:
     assert results == {number: list(range(500)) for number in range(4)}
 
 
-def test_a_burst_of_requests_larger_than_one_round_of_the_loop_is_answered_whole(channel: grpc.Channel) -> None:
+def test_a_burst_of_requests_larger_than_one_round_of_the_loop_is_answered_whole(
+    channel: grpc.Channel,
+) -> None:
     request = messages.ModelInferRequest(model_name="identity", raw_input_contents=[bytes(16)])
     request.inputs.add(name="IN", datatype="FP32", shape=[4])
     with opened(channel) as stream:

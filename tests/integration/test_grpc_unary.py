@@ -180,6 +180,56 @@ def test_the_index_of_a_named_repository_is_refused(channel: grpc.Channel) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "code", "text"),
+    [
+        ("x", {"bool_param": True}, "INVALID_ARGUMENT", "unrecognized load parameter 'x'."),
+        (
+            "config",
+            {"bool_param": True},
+            "INVALID_ARGUMENT",
+            "invalid value type for load parameter 'config', expected string_param.",
+        ),
+        (
+            "file:1/m",
+            {"string_param": "x"},
+            "INVALID_ARGUMENT",
+            "invalid value type for load parameter 'file:1/m', expected bytes_param.",
+        ),
+        ("config", {"string_param": "{}"}, "UNIMPLEMENTED", "load parameter 'config' is not supported"),
+    ],
+    ids=["unknown", "config type", "file type", "unsupported"],
+)
+def test_parameters_of_a_load_are_refused(
+    channel: grpc.Channel, name: str, value: dict[str, Any], code: str, text: str
+) -> None:
+    request = messages.RepositoryModelLoadRequest(model_name="m")
+    request.parameters[name].MergeFrom(messages.ModelRepositoryParameter(**value))
+    assert refusal(channel, "RepositoryModelLoad", request.SerializeToString()) == (
+        getattr(grpc.StatusCode, code),
+        text,
+    )
+
+
+def test_models_are_loaded_and_unloaded_by_request(
+    client: triton.InferenceServerClient, server: FakeServer
+) -> None:
+    server.is_controlled = True
+    client.load_model("a")
+    client.unload_model("a")
+    client.unload_model("b", unload_dependents=True)
+    assert list(server.controlled) == [("load", "a"), ("unload", "a"), ("unload with dependents", "b")]
+
+
+def test_unload_dependents_must_be_a_truth_value(channel: grpc.Channel) -> None:
+    request = messages.RepositoryModelUnloadRequest(model_name="m")
+    request.parameters["unload_dependents"].int64_param = 1
+    assert refusal(channel, "RepositoryModelUnload", request.SerializeToString()) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "invalid value type for 'unload_dependents' parameter, expected bool_param.",
+    )
+
+
 @pytest.mark.parametrize("method", ["RepositoryModelLoad", "RepositoryModelUnload"])
 def test_models_are_not_loaded_by_request(channel: grpc.Channel, method: str) -> None:
     assert refusal(channel, method, b"") == (

@@ -135,7 +135,11 @@ class CallLoop:
     def _serve(self) -> None:
         with self._workers.collecting() as work:
             while not self._has_ended():
-                self._serve_round(work)
+                try:
+                    self._serve_round(work)
+                except Exception:
+                    # A bug in one call must not end the service of all others.
+                    _log.exception("gRPC: a round of calls failed")
         assert self._queue is not None
         with self._stop_lock:
             # Nobody is inside the server any more, and from now on nobody may call it.

@@ -10,7 +10,6 @@ from functools import partial
 from cantata.grammars.messages import METHODS
 from cantata.runtime.frontends.grpc import health, reflection, service
 from cantata.runtime.frontends.grpc.call_loop import CallLoop, Route
-from cantata.runtime.frontends.grpc.core_calls import Event
 from cantata.runtime.frontends.grpc.health import HealthService
 from cantata.runtime.frontends.grpc.infer_stream import InferStream
 from cantata.runtime.frontends.grpc.inference import InferenceService
@@ -43,7 +42,7 @@ class GrpcServer:
         """Refuse new inference requests from now on; those in flight go on, and so do health checks."""
         self._inference.is_stopping = True
 
-    def close(self, grace_s: float = 0.0) -> None:
+    def close(self, grace_s: float = 1.0) -> None:
         """Stop listening, let calls in flight finish for `grace_s` seconds, cancel the rest, end the thread."""
         self.stop_accepting()
         self._loop.close(grace_s)
@@ -53,13 +52,15 @@ class GrpcServer:
         self._health.stop()
 
     def _routes(self) -> dict[bytes, Route]:
-        handlers = self._service.handlers()
         routes: dict[str, Route] = {
             path: self._unary(unsupported_handler(path.removeprefix(service.PREFIX)))
             for path in METHODS
             if path.startswith(service.PREFIX)
         }
-        routes.update({service.PREFIX + name: self._unary(handler) for name, handler in handlers.items()})
+        for name, handler in self._service.quick_handlers().items():
+            routes[service.PREFIX + name] = self._unary(handler)
+        for name, handler in self._service.slow_handlers().items():
+            routes[service.PREFIX + name] = self._unary(handler, is_quick=False)
         routes[service.PREFIX + "ModelInfer"] = partial(InferCall, self._inference)
         routes[service.PREFIX + "ModelStreamInfer"] = partial(InferStream, self._inference)
         routes[health.PREFIX + "Check"] = self._unary(self._health.check)
@@ -68,10 +69,5 @@ class GrpcServer:
             routes[path] = partial(ReflectionStream, self._loop)
         return {path.encode(): route for path, route in routes.items()}
 
-    def _unary(self, handler: Handler) -> Route:
-        loop = self._loop
-
-        def start(event: Event) -> None:
-            UnaryCall(loop, event, handler)
-
-        return start
+    def _unary(self, handler: Handler, *, is_quick: bool = True) -> Route:
+        return partial(UnaryCall, self._loop, handler, is_quick)

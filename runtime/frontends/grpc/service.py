@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from cantata.grammars import messages
-from cantata.runtime.errors import unavailable, unsupported
+from cantata.runtime.errors import invalid_argument, unavailable, unsupported
 from cantata.runtime.frontends.grpc.infer_request import parse_model_version
 from cantata.runtime.frontends.grpc.unary import Handler
 from cantata.runtime.frontends.grpc.wire import MalformedMessageError
@@ -22,8 +22,6 @@ from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.server import Server
 
 PREFIX = "/inference.GRPCInferenceService/"
-
-_NO_MODEL_CONTROL = "explicit model load / unload is not allowed if polling is enabled"
 
 RequestT = TypeVar("RequestT", bound=Message)
 
@@ -34,8 +32,15 @@ class ServerService:
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    def handlers(self) -> dict[str, Handler]:
-        """What answers each method, by its name."""
+    def slow_handlers(self) -> dict[str, Handler]:
+        """What answers the methods that load and unload models, by their names."""
+        return {
+            "RepositoryModelLoad": _serialised(messages.RepositoryModelLoadRequest, self._load_model),
+            "RepositoryModelUnload": _serialised(messages.RepositoryModelUnloadRequest, self._unload_model),
+        }
+
+    def quick_handlers(self) -> dict[str, Handler]:
+        """What answers the other methods, by their names."""
         return {
             "ServerLive": _serialised(messages.ServerLiveRequest, self._server_live),
             "ServerReady": _serialised(messages.ServerReadyRequest, self._server_ready),
@@ -45,8 +50,6 @@ class ServerService:
             "ModelConfig": _serialised(messages.ModelConfigRequest, self._model_config),
             "ModelStatistics": _serialised(messages.ModelStatisticsRequest, self._model_statistics),
             "RepositoryIndex": _serialised(messages.RepositoryIndexRequest, self._repository_index),
-            "RepositoryModelLoad": _serialised(messages.RepositoryModelLoadRequest, self._control_model),
-            "RepositoryModelUnload": _serialised(messages.RepositoryModelUnloadRequest, self._control_model),
         }
 
     def _server_live(self, _request: messages.ServerLiveRequest) -> Message:
@@ -100,11 +103,25 @@ class ServerService:
             )
         return response
 
-    def _control_model(
-        self, request: messages.RepositoryModelLoadRequest | messages.RepositoryModelUnloadRequest
-    ) -> Message:
+    def _load_model(self, request: messages.RepositoryModelLoadRequest) -> Message:
         _check_no_repository_name(request.repository_name)
-        raise unavailable(_NO_MODEL_CONTROL)
+        for name, parameter in request.parameters.items():
+            _refuse_load_parameter(name, parameter.WhichOneof("parameter_choice"))
+        self._server.load_model(request.model_name)
+        return messages.RepositoryModelLoadResponse()
+
+    def _unload_model(self, request: messages.RepositoryModelUnloadRequest) -> Message:
+        _check_no_repository_name(request.repository_name)
+        with_dependents = False
+        if "unload_dependents" in request.parameters:
+            parameter = request.parameters["unload_dependents"]
+            if parameter.WhichOneof("parameter_choice") != "bool_param":
+                raise invalid_argument(
+                    "invalid value type for 'unload_dependents' parameter, expected bool_param."
+                )
+            with_dependents = parameter.bool_param
+        self._server.unload_model(request.model_name, with_dependents)
+        return messages.RepositoryModelUnloadResponse()
 
     def _check_not_exiting(self) -> None:
         if self._server.is_exiting:
@@ -137,6 +154,16 @@ def _serialised(request_type: type[RequestT], answer: Callable[[RequestT], Messa
 def _check_no_repository_name(name: str) -> None:
     if name:
         raise unsupported("'repository_name' specification is not supported")
+
+
+def _refuse_load_parameter(name: str, choice: str | None) -> None:
+    """Raise InferenceError: no parameter of a load is supported, and those of the protocol have types."""
+    if name != "config" and not name.startswith("file:"):
+        raise invalid_argument(f"unrecognized load parameter '{name}'.")
+    expected = "string_param" if name == "config" else "bytes_param"
+    if choice != expected:
+        raise invalid_argument(f"invalid value type for load parameter '{name}', expected {expected}.")
+    raise unsupported(f"load parameter '{name}' is not supported")
 
 
 def _tensor_metadata(spec: TensorSpec) -> Any:

@@ -32,18 +32,27 @@ Handler = Callable[[bytes], bytes]
 
 
 class UnaryCall:
-    """A call that `handler` answers on the loop's thread, and quickly."""
+    """A call that `handler` answers: on the loop's thread if it is quick, else on a thread of its own."""
 
-    __slots__ = ("_call", "_handler", "_loop")
+    __slots__ = ("_call", "_handler", "_is_quick", "_loop")
 
-    def __init__(self, loop: CallLoop, event: Event, handler: Handler) -> None:
+    def __init__(self, loop: CallLoop, handler: Handler, is_quick: bool, event: Event) -> None:
         self._loop = loop
         self._call = event.call
         self._handler = handler
+        self._is_quick = is_quick
         core_calls.receive_message(self._call, self._on_message)
 
     def _on_message(self, event: Event) -> None:
         message = core_calls.received_message(event)
+        if self._is_quick:
+            self._answer(message)
+        else:
+            threading.Thread(
+                target=self._answer, args=(message,), name="cantata-grpc-call", daemon=True
+            ).start()
+
+    def _answer(self, message: bytes | None) -> None:
         ended = self._loop.call_ended
         try:
             if message is None:
