@@ -41,8 +41,9 @@ class Handler(Protocol):
 class Exchange:
     """One request and its answer.
 
-    `url` is as sent; header names are lower-case, and in `sent_names` as sent. `body_size` is what arrived: more than `len(body)` when the limit
-    was passed, in which case `body` is empty. `on_disconnect` is called if the client goes before it is answered.
+    `url` is as sent; header names are lower-case, and in `sent_names` as sent. `body_size` is what arrived: more than
+    `len(body)` when the limit was passed, in which case `body` is empty. `on_disconnect` is called if the client goes
+    before it is answered.
     """
 
     __slots__ = (
