@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cantata.bls.current_model import Activity
 from cantata.bls.errors import TritonError, triton_error
 from cantata.bls.response_iterator import ResponseFeed, ResponseIterator
 from cantata.bls.responses import InferenceResponse, received_response
+from cantata.bls.submission import submit_now
+from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
 from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
@@ -47,7 +50,11 @@ def call(
 
 
 def call_async(
-    request: InferenceRequest, activity: Activity, decoupled: bool, loop: asyncio.AbstractEventLoop
+    request: InferenceRequest,
+    activity: Activity,
+    decoupled: bool,
+    loop: asyncio.AbstractEventLoop,
+    submit: Callable[[ServerServices, RuntimeRequest], None] = submit_now,
 ) -> asyncio.Future[InferenceResponse | ResponseIterator]:
     """Call the model now; the future of its response, or of an iterator over its responses, on `loop`.
 
@@ -70,9 +77,7 @@ def call_async(
     sender = _FutureSender(loop, future, cancellation)
     try:
         runtime_request = _runtime_request(request, activity, sender, cancellation.inner)
-        with services.workers.collecting() as work:
-            services.submit(runtime_request)
-            work.run()
+        submit(services, runtime_request)
     except InferenceError as error:
         cancellation.unlink()
         future.set_result(_failed(_while_running(request, error)))
@@ -207,6 +212,7 @@ def _runtime_request(
         deadline_ns=activity.requests[0].deadline_ns if len(activity.requests) == 1 else 0,
         parameters=request._parameters,
         cancellation=cancellation,
+        waiting=activity.waiting(),
     )
 
 

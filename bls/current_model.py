@@ -15,6 +15,7 @@ from typing import Final
 
 from cantata.bls.abandoned import Reaper
 from cantata.runtime.backends.backend import ServerServices
+from cantata.runtime.execution.execution import Execution
 from cantata.runtime.request import InferenceRequest
 
 
@@ -55,11 +56,11 @@ class CallerNotes:
 class Activity:
     """One run of a model's code: a hook, or `execute` with its batch.
 
-    `allows_calls` says whether other models may be called now (reference, section 7.3). `notes` is None outside
-    `execute`.
+    `allows_calls` says whether other models may be called now (reference, section 7.3). `notes` and `execution` are
+    None outside `execute`.
     """
 
-    __slots__ = ("allows_calls", "model", "notes", "requests")
+    __slots__ = ("allows_calls", "execution", "model", "notes", "requests")
 
     def __init__(
         self,
@@ -68,11 +69,21 @@ class Activity:
         allows_calls: bool = False,
         requests: Sequence[InferenceRequest] = (),
         notes: CallerNotes | None = None,
+        execution: Execution | None = None,
     ) -> None:
         self.model = model
         self.allows_calls = allows_calls
         self.requests = requests
         self.notes = notes
+        self.execution = execution
+
+    def waiting(self) -> tuple[Execution, ...]:
+        """The executions that cannot end before a call made now is answered: this one, and those that wait for it."""
+        outer = {execution for request in self.requests for execution in request.waiting}
+        # A coroutine leaves its instance free while it waits.
+        if self.execution is None or (self.notes is not None and self.notes.is_async):
+            return tuple(outer)
+        return (self.execution, *outer)
 
 
 current_activity: Final[ContextVar[Activity | None]] = ContextVar("cantata_activity", default=None)

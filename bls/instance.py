@@ -136,7 +136,13 @@ class PythonInstance:
         return requests
 
     def _activity(self, execution: Execution) -> Activity:
-        return Activity(self._model, allows_calls=True, requests=execution.requests, notes=self._notes)
+        return Activity(
+            self._model,
+            allows_calls=True,
+            requests=execution.requests,
+            notes=self._notes,
+            execution=execution,
+        )
 
     def _in_activity(self, hook: Callable[[], Any]) -> Callable[[], Any]:
         """`hook` to be called as this model's code, outside `execute`."""

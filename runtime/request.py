@@ -16,6 +16,7 @@ from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.tensor import Tensor
 
 if TYPE_CHECKING:
+    from cantata.runtime.execution.execution import Execution
     from cantata.runtime.observe.statistics import ComputeTimes
 
 _log = logging.getLogger("cantata.request")
@@ -122,6 +123,7 @@ class InferenceRequest:
         "started_ns",
         "timeout_us",
         "times",
+        "waiting",
     )
 
     def __init__(
@@ -141,6 +143,7 @@ class InferenceRequest:
         deadline_ns: int = 0,
         parameters: dict[str, ParameterValue] | None = None,
         cancellation: Cancellation | None = None,
+        waiting: tuple[Execution, ...] = (),
     ) -> None:
         self.model_name = model_name
         self.model_version = model_version
@@ -156,6 +159,8 @@ class InferenceRequest:
         self.cancellation = cancellation if cancellation is not None else Cancellation()
         self.sender = sender
         self.received_ns = received_ns
+        # The executions that cannot end before this request is answered: those of the models that called for it.
+        self.waiting = waiting
         self.queued_ns = 0
         self.batch_size = 0
         self.started_ns = 0

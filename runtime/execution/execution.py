@@ -28,6 +28,7 @@ class Execution:
         "_on_finish",
         "batch_size",
         "input_end_ns",
+        "instance",
         "output_start_ns",
         "requests",
         "responses",
@@ -42,6 +43,7 @@ class Execution:
         batch_size: int,
         start_ns: int,
         on_finish: Callable[[Execution], None],
+        instance: object = None,
     ) -> None:
         self.spec = spec
         self.requests = requests
@@ -50,6 +52,8 @@ class Execution:
         self.start_ns = start_ns
         self.input_end_ns = start_ns
         self.output_start_ns = 0
+        # The instance that this batch keeps busy; None when it does so no longer.
+        self.instance = instance
         self._on_finish = on_finish
 
     def inputs_ready(self) -> None:

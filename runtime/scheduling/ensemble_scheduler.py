@@ -245,6 +245,7 @@ class _Flight:
             deadline_ns=request.deadline_ns,
             parameters=request.parameters,
             cancellation=request.cancellation,
+            waiting=request.waiting,
         )
         return sender.request
 

@@ -27,6 +27,7 @@ from cantata.runtime.observe.statistics import (
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.batcher import NEVER, Batch, Batcher
+from cantata.runtime.scheduling.circular_waits import CircularWaits
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
 from cantata.runtime.scheduling.timer import Timer
 
@@ -79,7 +80,7 @@ class ScheduledInstance:
 class ModelScheduler:
     """Queues requests for one model version and runs its instances.
 
-    `_lock` guards the batcher, `_instances`, `_idle`, `_wake_ns` and the statistics. It is never held while a model
+    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_wake_ns` and the statistics. It is never held while a model
     runs or a response is sent.
     """
 
@@ -94,6 +95,7 @@ class ModelScheduler:
         # Used as a stack: the instance that ran last runs next, and the others' memory stays cold.
         self._idle: list[ScheduledInstance] = []
         self._in_flight = InFlight()
+        self._waits = CircularWaits(spec.model_name)
         # When the timer will next look at the queue; NEVER if it will not.
         self._wake_ns = NEVER
 
@@ -112,8 +114,13 @@ class ModelScheduler:
         if not self._in_flight.enter():
             raise unavailable(f"{request.described_id()}{STOPPED}")
         with self._lock:
-            self._batcher.add(request, now_ns)
-            instance = self._reserve(now_ns)
+            refusal = self._waits.refusal(request, self._instances) if request.waiting else None
+            if refusal is None:
+                self._batcher.add(request, now_ns)
+                instance = self._reserve(now_ns)
+        if refusal is not None:
+            self._in_flight.leave()
+            raise refusal
         if instance is not None:
             self._workers.dispatch(instance)
 
@@ -125,6 +132,7 @@ class ModelScheduler:
             if not batch.requests:
                 self._idle.append(instance)
                 again = self._reserve(start_ns)
+            self._waits.forget(batch)
         if batch.dropped:
             self._answer_dropped(batch)
         if not batch.requests:
@@ -133,7 +141,7 @@ class ModelScheduler:
             return
         for request in batch.requests:
             request.started_ns = start_ns
-        execution = Execution(self._spec, batch.requests, batch.size, start_ns, self._finish_later)
+        execution = Execution(self._spec, batch.requests, batch.size, start_ns, self._finish_later, instance)
         is_over = True
         error: InferenceError | None = None
         with ModelCode():
@@ -219,6 +227,7 @@ class ModelScheduler:
 
     def _end_batch(self, instance: ScheduledInstance, execution: Execution, is_over: bool) -> None:
         end_ns = monotonic_ns()
+        execution.instance = None
         instance.ran_for(end_ns - execution.start_ns)
         with self._lock:
             self._idle.append(instance)
