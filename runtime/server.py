@@ -28,7 +28,8 @@ _log = logging.getLogger("cantata.server")
 # What clients may rely on beyond the core protocol, in the order of the reference, section 3.
 EXTENSIONS = (
     "classification",
-    "schedule_policy",
+    "model_repository",
+    "model_repository(unload_dependents)",
     "model_configuration",
     "binary_tensor_data",
     "parameters",
