@@ -95,7 +95,9 @@ def _model_control(flags: _Flags) -> tuple[ModelControlMode, float]:
     mode = ModelControlMode(flags.text("model-control-mode"))
     startup_models = flags.all("load-model")
     if startup_models and mode is not ModelControlMode.EXPLICIT:
-        raise FlagError("Error: Use of '--load-model' requires setting '--model-control-mode=explicit' as well.")
+        raise FlagError(
+            "Error: Use of '--load-model' requires setting '--model-control-mode=explicit' as well."
+        )
     if "*" in startup_models and len(startup_models) > 1:
         raise FlagError("Wildcard model name '*' must be the ONLY startup model if specified at all.")
     poll_secs = float(flags.text("repository-poll-secs"))
@@ -104,7 +106,9 @@ def _model_control(flags: _Flags) -> tuple[ModelControlMode, float]:
     if not flags.truth("watch"):
         return mode, poll_secs
     if mode is ModelControlMode.EXPLICIT:
-        raise FlagError("--watch looks for changes by itself: it cannot go with --model-control-mode=explicit")
+        raise FlagError(
+            "--watch looks for changes by itself: it cannot go with --model-control-mode=explicit"
+        )
     return ModelControlMode.POLL, _WATCH_SECS
 
 

@@ -88,7 +88,9 @@ def tensor_of_array(array: npt.ArrayLike, datatype: DataType | None = None) -> T
 
 def bytes_array(values: npt.NDArray[np.generic]) -> npt.NDArray[np.object_]:
     """An object array of `bytes` with the shape of `values`: bytes are kept, all else is str() in UTF-8."""
-    if values.dtype == object and all(isinstance(element, bytes) for element in cast(Iterable[object], values.flat)):
+    if values.dtype == object and all(
+        isinstance(element, bytes) for element in cast(Iterable[object], values.flat)
+    ):
         return values  # type: ignore[return-value]
     converted = np.empty(values.shape, dtype=object)
     flat = converted.reshape(-1)

@@ -105,7 +105,8 @@ class Registry:
     def is_every_model_ready(self) -> bool:
         """Whether every model that was ever wanted serves; one that was unloaded on request is not wanted."""
         return all(
-            entry.is_unloaded or (entry.versions and all(version.is_ready for version in entry.versions.values()))
+            entry.is_unloaded
+            or (entry.versions and all(version.is_ready for version in entry.versions.values()))
             for entry in self._models.values()
         )
 
