@@ -2,7 +2,8 @@
 
 Every loaded model version is a package of its own, with a name nobody else has, over its version directory and its
 model directory. Inside it `import utils` finds the model's own utils.py, at any time and in any thread, because its
-modules have an `__import__` of their own. Knows nothing of what the files define, except their TritonPythonModel.
+modules have an `__import__` of their own. Knows nothing of what the files define, except their TritonPythonModel, or
+what stands for it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, Final
 
 from cantata.bls.aliases import AliasFinder, drop_aliases, is_installed
 from cantata.bls.failures import describe_import_failure
+from cantata.bls.pipeline_hooks import hosted_pipeline
 from cantata.runtime.errors import internal_error, invalid_argument
 
 _PREFIX: Final = "cantata_model_"
@@ -47,6 +49,9 @@ class ModelCode:
         module = self._import(model_name)
         model_class = getattr(module, "TritonPythonModel", None)
         if not isinstance(model_class, type):
+            self.model_class = hosted_pipeline(module)
+            if self.model_class is not None:
+                return
             raise invalid_argument(f"Python model {self.path} does not define the class `TritonPythonModel`.")
         if not callable(getattr(model_class, "execute", None)):
             raise invalid_argument(f"Python model {self.path} does not implement `execute` method.")

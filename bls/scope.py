@@ -1,0 +1,133 @@
+"""The request that the running code answers, and who carries out its calls: `bls.request()`.
+
+A context variable holds both, so that tasks and threads started with the context (`asyncio.to_thread`) inherit them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+from cantata.bls.named_tensors import Tensors
+from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START
+from cantata.runtime.response import ParameterValue
+
+if TYPE_CHECKING:
+    from cantata.bls.requests import InferenceRequest
+    from cantata.bls.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """Which sequence a request belongs to, and whether it is the first or the last of it."""
+
+    id: int | str
+    start: bool = False
+    end: bool = False
+
+    @property
+    def flags(self) -> int:
+        """As pb_utils has them."""
+        return SEQUENCE_START * self.start | SEQUENCE_END * self.end
+
+
+class Request:
+    """The request that is being answered. Its calls inherit all of it, and its cancellation and deadline."""
+
+    __slots__ = ("_parameters", "_request")
+
+    def __init__(self, request: InferenceRequest) -> None:
+        self._request = request
+        self._parameters: dict[str, ParameterValue] | None = None
+
+    @property
+    def id(self) -> str:
+        return self._request.request_id()
+
+    @property
+    def parameters(self) -> Mapping[str, ParameterValue]:
+        """The parameters that the client sent."""
+        if self._parameters is None:
+            self._parameters = json.loads(self._request.parameters())
+        return self._parameters
+
+    @property
+    def priority(self) -> int:
+        """1 is the highest; 0 is the model's default."""
+        return self._request.priority()
+
+    @property
+    def sequence(self) -> Sequence | None:
+        correlation_id = self._request.correlation_id()
+        if not correlation_id:
+            return None
+        flags = self._request.flags()
+        return Sequence(correlation_id, bool(flags & SEQUENCE_START), bool(flags & SEQUENCE_END))
+
+    @property
+    def requested_outputs(self) -> list[str]:
+        """The outputs that the client asked for; empty for all."""
+        return self._request.requested_output_names()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for the answer any more. Async models are cancelled then anyway."""
+        return self._request.is_cancelled()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a model, with everything that it inherited or was told."""
+
+    model: str
+    inputs: list[Tensor]
+    version: int = -1
+    outputs: tuple[str, ...] = ()
+    id: str = ""
+    priority: int = 0
+    parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
+    sequence: Sequence | None = None
+
+    def to(self, model: str) -> Call:
+        """The same call of another model, in whichever version is ready."""
+        return replace(self, model=model, version=-1)
+
+
+class Caller(Protocol):
+    """Who carries out calls: the server, or the fakes of a test."""
+
+    async def call(self, call: Call) -> Tensors:
+        """The answer; raises CallError."""
+
+    def stream(self, call: Call) -> AsyncIterator[Tensors]:
+        """The answers of a model that gives any number of them; raises CallError. Dropping it cancels the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a context variable says of the running code."""
+
+    request: Request
+    caller: Caller
+
+
+current_scope: Final[ContextVar[Scope | None]] = ContextVar("cantata_bls_scope", default=None)
+
+
+def scope() -> Scope:
+    """The scope of the running code; raises RuntimeError where no request is being answered."""
+    found = current_scope.get()
+    if found is None:
+        raise RuntimeError(
+            "no request is being answered here: calls belong into a model's `execute`, and in tests into "
+            "`cantata.bls.testing.run`"
+        )
+    return found
+
+
+def request() -> Request:
+    """The request that is being answered; raises RuntimeError where there is none."""
+    return scope().request

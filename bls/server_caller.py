@@ -1,0 +1,76 @@
+"""Carries out the calls of `cantata.bls` through the server that hosts the calling model.
+
+Owns the translation between calls and pb_utils requests. The way into the server is `calls.py`, as for pb_utils.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from cantata.bls import calls
+from cantata.bls.call_errors import CallError
+from cantata.bls.named_tensors import Tensors, tensors_of_responses
+from cantata.bls.requests import InferenceRequest
+from cantata.bls.response_iterator import ResponseIterator
+from cantata.bls.responses import InferenceResponse
+from cantata.bls.scope import Call
+from cantata.bls.submission import submit_with_others
+from cantata.runtime.errors import StatusCode
+
+
+class ServerCaller:
+    """See Caller. The calling model is found by its context."""
+
+    async def call(self, call: Call) -> Tensors:
+        request = request_of(call)
+        loop = asyncio.get_running_loop()
+        activity = request._calling_activity()
+        response = await calls.call_async(request, activity, False, loop, submit_with_others)
+        assert isinstance(response, InferenceResponse)
+        return _tensors(call.model, response)
+
+    def stream(self, call: Call) -> AsyncIterator[Tensors]:
+        request = request_of(call)
+        responses = calls.call(request, request._calling_activity(), True)
+        assert isinstance(responses, ResponseIterator)
+        return _Answers(call.model, responses)
+
+
+class _Answers:
+    """The answers of one streamed call; dropping the responses cancels it."""
+
+    __slots__ = ("_model", "_responses")
+
+    def __init__(self, model: str, responses: ResponseIterator) -> None:
+        self._model = model
+        self._responses = responses
+
+    def __aiter__(self) -> AsyncIterator[Tensors]:
+        return self
+
+    async def __anext__(self) -> Tensors:
+        return _tensors(self._model, await anext(self._responses))
+
+
+def request_of(call: Call) -> InferenceRequest:
+    """A call as pb_utils makes it."""
+    sequence = call.sequence
+    return InferenceRequest(
+        request_id=call.id,
+        correlation_id=0 if sequence is None else sequence.id,
+        inputs=call.inputs,
+        requested_output_names=call.outputs,
+        model_name=call.model,
+        model_version=call.version,
+        flags=0 if sequence is None else sequence.flags,
+        parameters=dict(call.parameters) or None,
+        priority=call.priority,
+    )
+
+
+def _tensors(model: str, response: InferenceResponse) -> Tensors:
+    error = response.error()
+    if error is not None:
+        raise CallError(StatusCode[error.code().name], error.message(), model)
+    return tensors_of_responses(response.output_tensors())

@@ -1,0 +1,65 @@
+"""Calls made in one turn of an event loop reach the server together, so that the called model can batch them.
+
+Without this an idle model would take the first of many calls alone, and the others would wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Final
+
+from cantata.runtime.backends.backend import ServerServices
+from cantata.runtime.errors import InferenceError
+from cantata.runtime.request import InferenceRequest
+
+
+def submit_now(services: ServerServices, request: InferenceRequest) -> None:
+    """Send a request on its way; raises InferenceError when it is refused at once."""
+    with services.workers.collecting() as work:
+        services.submit(request)
+        work.run()
+
+
+def submit_with_others(services: ServerServices, request: InferenceRequest) -> None:
+    """Send a request at the end of this turn of the running loop. A refusal is its answer."""
+    loop = asyncio.get_running_loop()
+    turn = _thread.turn
+    if turn is None or turn.loop is not loop:
+        turn = _thread.turn = _Turn(services, loop)
+    turn.add(services, request)
+
+
+class _Turn:
+    """What was submitted on a thread's loop since it last ran. Used by that thread alone."""
+
+    __slots__ = ("_requests", "_services", "loop")
+
+    def __init__(self, services: ServerServices, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._services = services
+        self._requests: list[InferenceRequest] = []
+
+    def add(self, services: ServerServices, request: InferenceRequest) -> None:
+        if not self._requests:
+            self._services = services
+            self.loop.call_soon(self._submit)
+        self._requests.append(request)
+
+    def _submit(self) -> None:
+        requests, self._requests = self._requests, []
+        services = self._services
+        with services.workers.collecting() as work:
+            for request in requests:
+                try:
+                    services.submit(request)
+                except InferenceError as error:
+                    request.fail(error)
+            work.run()
+
+
+class _ThreadState(threading.local):
+    turn: _Turn | None = None
+
+
+_thread: Final = _ThreadState()
