@@ -51,16 +51,18 @@ class Retirement:
     def close_all(self, versions: Sequence[ModelVersion], deadline_ns: int) -> bool:
         """Close `versions` and all that are still leaving; returns False when requests were left unanswered."""
         with self._lock:
-            everything = {*versions, *self._leaving}
+            # Those that an ensemble still held go with it.
+            remaining = [*versions, *self._leaving]
+            self._leaving.clear()
             threads = list(self._threads)
-        all_ended = _wait_until_idle(list(everything), deadline_ns)
-        for version in versions:
+        all_ended = _wait_until_idle(remaining, deadline_ns)
+        for version in remaining:
             version.state = ModelState.UNLOADING
             version.scheduler.stop()
         for thread in threads:
             thread.join(max(0.0, (deadline_ns - monotonic_ns()) / 1e9))
         # An ensemble goes before the models that its steps call.
-        for version in sorted(versions, key=_depth, reverse=True):
+        for version in sorted(remaining, key=_depth, reverse=True):
             _close(version)
         return all_ended
 
