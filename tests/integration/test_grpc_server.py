@@ -398,8 +398,11 @@ def test_servers_may_be_started_and_closed_again_and_again() -> None:
             assert client.infer("identity", four()).as_numpy("OUT").tolist() == FOUR.tolist()
 
 
-def test_a_process_that_never_closes_its_server_ends_all_the_same() -> None:
-    program = """
+# Which of the two is imported first decides how C-core reads its sockets.
+@pytest.mark.parametrize("imported_first", ["cantata.runtime.frontends.grpc.server", "tritonclient.grpc"])
+def test_a_process_that_never_closes_its_server_ends_all_the_same(imported_first: str) -> None:
+    program = f"""
+import {imported_first}
 from tests.support.fake_server import FakeServer, identity_model
 from tests.support.grpc_servers import four, stock_client
 from cantata.runtime.frontends.grpc.options import GrpcOptions
