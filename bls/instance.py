@@ -65,6 +65,16 @@ class PythonInstance:
     def makes_blocking_calls(self) -> bool:
         return self._notes.makes_blocking_calls
 
+    @property
+    def is_async(self) -> bool:
+        """Whether `execute` is a coroutine, which goes on in the background."""
+        return self._loop is not None
+
+    @property
+    def has_readiness_hook(self) -> bool:
+        """Whether the model has an `is_ready` of its own."""
+        return self._readiness is not None
+
     def start(self) -> None:
         """Be ready to execute."""
         if self._loop is not None:

@@ -6,11 +6,12 @@ Owns loading: the completion of the configuration, and where instances run. How 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from cantata.bls.abandoned import Reaper
 from cantata.bls.hosting import HostedCode, import_code
 from cantata.bls.instance import PythonInstance
+from cantata.bls.worker.process_model import ProcessModel, ProcessStarter, complete_in_process
+from cantata.bls.worker.settings import Isolation, ProcessSettings, model_isolation, process_settings
 from cantata.grammars.model_config import ModelConfig
 from cantata.grammars.reading import model_config_to_json, read_model_config_json
 from cantata.runtime.backends.backend import BackendSettings, InstancePlacement, ModelFiles, ServerServices
@@ -20,15 +21,17 @@ from cantata.runtime.model_spec import ModelSpec
 
 def create_backend(settings: BackendSettings, services: ServerServices) -> PythonBackend:
     """The backend of one server."""
-    return PythonBackend(services)
+    return PythonBackend(process_settings(settings.values), services)
 
 
 class PythonBackend:
     """Loads Python models. See Backend."""
 
-    def __init__(self, services: ServerServices) -> None:
+    def __init__(self, settings: ProcessSettings, services: ServerServices) -> None:
+        self._settings = settings
         self._services = services
         self._reaper = Reaper()
+        self._starter = ProcessStarter(settings, services)
 
     def default_instance_count(self, kind: str) -> int:
         return 1
@@ -41,21 +44,33 @@ class PythonBackend:
 
         The code is imported for this alone and forgotten: nothing that completion leaves behind is there at serving.
         """
-        code = import_code(files, config.default_model_filename, self._services, self._reaper)
-        try:
-            completed = code.complete(model_config_to_json(config))
-        finally:
-            code.close()
+        isolation = model_isolation(config, files.model_directory, self._settings)
+        if isolation.isolation is Isolation.PROCESS:
+            completed = complete_in_process(self._starter, files, config, isolation)
+        else:
+            completed = self._complete_here(files, config)
         return config if completed is None else _read_completed(files.name, completed)
 
-    def load(self, files: ModelFiles, config: ModelConfig) -> PythonModel:
-        """Import the model's code."""
+    def load(self, files: ModelFiles, config: ModelConfig) -> PythonModel | ProcessModel:
+        """Import the model's code; with process isolation, that is left to its processes."""
+        isolation = model_isolation(config, files.model_directory, self._settings)
+        if isolation.isolation is Isolation.PROCESS:
+            return ProcessModel(self._starter, files, config, isolation)
         code = import_code(files, config.default_model_filename, self._services, self._reaper)
         self._reaper.start()
         return PythonModel(code, files, config)
 
     def close(self) -> None:
         self._reaper.close()
+        self._starter.close()
+
+    def _complete_here(self, files: ModelFiles, config: ModelConfig) -> str | None:
+        code = import_code(files, config.default_model_filename, self._services, self._reaper)
+        try:
+            completed = code.complete(model_config_to_json(config))
+        finally:
+            code.close()
+        return None if completed is None else json.dumps(completed)
 
 
 class PythonModel:
@@ -74,8 +89,8 @@ class PythonModel:
         self._code.close()
 
 
-def _read_completed(name: str, completed: dict[str, Any]) -> ModelConfig:
-    parsed = read_model_config_json(json.dumps(completed))
+def _read_completed(name: str, completed: str) -> ModelConfig:
+    parsed = read_model_config_json(completed)
     if parsed.config is None or parsed.problems:
         problems = "; ".join(map(str, parsed.problems))
         raise invalid_argument(

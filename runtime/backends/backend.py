@@ -6,11 +6,12 @@ instance executes batches. Who calls what, and from which thread, is said in eac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from cantata.runtime.errors import InferenceError
 from cantata.runtime.execution.execution import Execution
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.request import InferenceRequest
@@ -74,6 +75,17 @@ class BackendInstance(Protocol):
 
     def close(self) -> None:
         """Release what the instance holds; called once, when no batch runs in it."""
+
+
+@runtime_checkable
+class RestartingInstance(Protocol):
+    """What an instance is besides where it can fail as a whole and come back: one in a process of its own."""
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Have `on_change` called, from any thread, whenever `unavailability` has changed. Called once."""
+
+    def unavailability(self) -> InferenceError | None:
+        """Why the instance cannot execute now, or None. Quick, and takes no lock."""
 
 
 class LoadedModel(Protocol):

@@ -11,6 +11,7 @@ import orjson
 from cantata.grammars.model_config import ModelConfig
 from cantata.grammars.reading import model_config_to_json
 from cantata.runtime.backends.backend import LoadedModel
+from cantata.runtime.errors import InferenceError
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.request import InferenceRequest
@@ -35,6 +36,8 @@ class Scheduler(Protocol):
     def statistics(self, name: str, version: str) -> ModelStatistics: ...
     def failures(self) -> dict[str, int]: ...
     def pending(self) -> int: ...
+    @property
+    def unavailability(self) -> InferenceError | None: ...
     @property
     def in_flight(self) -> int: ...
 
@@ -73,6 +76,15 @@ class ModelVersion:
     @property
     def is_ready(self) -> bool:
         return self.state is ModelState.READY
+
+    @property
+    def can_serve(self) -> bool:
+        """Whether it is READY, and an instance of it, and of all that its steps call, can execute now."""
+        return (
+            self.is_ready
+            and self.scheduler.unavailability is None
+            and all(version.can_serve for version in self.depends_on)
+        )
 
     @property
     def is_decoupled(self) -> bool:

@@ -106,7 +106,7 @@ class Registry:
         """Whether every model that was ever wanted serves; one that was unloaded on request is not wanted."""
         return all(
             entry.is_unloaded
-            or (entry.versions and all(version.is_ready for version in entry.versions.values()))
+            or (entry.versions and all(version.can_serve for version in entry.versions.values()))
             for entry in self._models.values()
         )
 

@@ -102,6 +102,11 @@ class EnsembleScheduler:
         """An ensemble never queues: its steps' models do."""
         return 0
 
+    @property
+    def unavailability(self) -> InferenceError | None:
+        """An ensemble itself can always run; its steps' models may not."""
+        return None
+
     def count_success(self, request: InferenceRequest, times: ComputeTimes) -> None:
         """Count a request that is about to be answered finally; `times` are the sums over its steps."""
         end_ns = monotonic_ns()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from functools import partial
 
-from cantata.runtime.backends.backend import BackendInstance
+from cantata.runtime.backends.backend import BackendInstance, RestartingInstance
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, internal_error, unavailable
 from cantata.runtime.execution.execution import Execution
@@ -46,12 +47,23 @@ _COST_OF_SLOWNESS = 4
 class ScheduledInstance:
     """One instance of a model version as work for a thread. It is reserved from dispatch until it is idle again."""
 
-    __slots__ = ("_may_block", "_scheduler", "_trust", "backend_instance", "is_quick")
+    __slots__ = (
+        "_may_block",
+        "_scheduler",
+        "_trust",
+        "backend_instance",
+        "is_away",
+        "is_quick",
+        "is_reserved",
+    )
 
     def __init__(self, scheduler: ModelScheduler, backend_instance: BackendInstance) -> None:
         self._scheduler = scheduler
         self.backend_instance = backend_instance
         self.is_quick = False
+        # Both under the scheduler's lock. An instance that is away cannot execute until it is back.
+        self.is_reserved = False
+        self.is_away = False
         self._trust = 0
         # Models that call others and wait for them say so; those of other backends never do.
         self._may_block = hasattr(backend_instance, "makes_blocking_calls")
@@ -80,8 +92,8 @@ class ScheduledInstance:
 class ModelScheduler:
     """Queues requests for one model version and runs its instances.
 
-    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_wake_ns` and the statistics. It is never held while a model
-    runs or a response is sent.
+    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_wake_ns`, `unavailability` and the statistics. It is
+    never held while a model runs or a response is sent.
     """
 
     def __init__(self, spec: ModelSpec, batcher: Batcher, workers: WorkerPool, timer: Timer) -> None:
@@ -98,6 +110,8 @@ class ModelScheduler:
         self._waits = CircularWaits(spec.model_name)
         # When the timer will next look at the queue; NEVER if it will not.
         self._wake_ns = NEVER
+        # Why nothing can be executed now: every instance is away. None where some instance can.
+        self.unavailability: InferenceError | None = None
 
     def add_instances(self, backend_instances: Sequence[BackendInstance]) -> None:
         """Take instances that are ready to execute."""
@@ -105,6 +119,9 @@ class ModelScheduler:
         with self._lock:
             self._instances += scheduled
             self._idle += scheduled
+        for instance in scheduled:
+            if isinstance(instance.backend_instance, RestartingInstance):
+                instance.backend_instance.watch(partial(self._look_at, instance, instance.backend_instance))
 
     def enqueue(self, request: InferenceRequest) -> None:
         """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
@@ -114,7 +131,12 @@ class ModelScheduler:
         if not self._in_flight.enter():
             raise unavailable(f"{request.described_id()}{STOPPED}")
         with self._lock:
-            refusal = self._waits.refusal(request, self._instances) if request.waiting else None
+            refusal = None
+            if self.unavailability is not None:
+                # An error that is raised again and again would collect the frames of all who raise it.
+                refusal = unavailable(self.unavailability.message)
+            elif request.waiting:
+                refusal = self._waits.refusal(request, self._instances)
             if refusal is None:
                 self._batcher.add(request, now_ns)
                 instance = self._reserve(now_ns)
@@ -128,9 +150,9 @@ class ModelScheduler:
         """Run one batch in a reserved instance, answer its requests, and see what comes next. Never raises."""
         start_ns = monotonic_ns()
         with self._lock:
-            batch = self._batcher.take(start_ns)
+            batch = Batch([], 0, []) if instance.is_away else self._batcher.take(start_ns)
             if not batch.requests:
-                self._idle.append(instance)
+                self._rest(instance)
                 again = self._reserve(start_ns)
             self._waits.forget(batch)
         if batch.dropped:
@@ -212,11 +234,42 @@ class ModelScheduler:
         if ready_ns == NEVER:
             return None
         if ready_ns <= now_ns:
-            return self._idle.pop()
+            instance = self._idle.pop()
+            instance.is_reserved = True
+            return instance
         if self._wake_ns == NEVER or ready_ns < self._wake_ns:
             self._wake_ns = ready_ns
             self._timer.call_at(ready_ns, self._wake)
         return None
+
+    def _rest(self, instance: ScheduledInstance) -> None:
+        """A reserved instance is free again; the caller holds the lock."""
+        instance.is_reserved = False
+        if not instance.is_away:
+            self._idle.append(instance)
+
+    def _look_at(self, instance: ScheduledInstance, backend_instance: RestartingInstance) -> None:
+        """An instance has gone away or come back. With the last one goes what is queued: it would wait for nothing."""
+        abandoned: list[InferenceRequest] = []
+        with self._lock:
+            error = backend_instance.unavailability()
+            was_away, instance.is_away = instance.is_away, error is not None
+            if instance.is_away is not was_away and not instance.is_reserved and instance in self._instances:
+                (self._idle.remove if instance.is_away else self._idle.append)(instance)
+            if not all(other.is_away for other in self._instances):
+                self.unavailability = None
+            elif error is not None:
+                text = f"model '{self._spec.model_name}' has no instance that runs until it is restarted: "
+                self.unavailability = unavailable(text + error.message)
+                abandoned = self._batcher.drain()
+                self._waits.forget(Batch(abandoned, 0, []))
+            unavailability = self.unavailability
+            next_instance = self._reserve(monotonic_ns())
+        for request in abandoned:
+            assert unavailability is not None
+            self._refuse(request, unavailability, REASON_BACKEND)
+        if next_instance is not None:
+            self._workers.dispatch(next_instance)
 
     def _wake(self) -> None:
         with self._lock:
@@ -230,7 +283,7 @@ class ModelScheduler:
         execution.instance = None
         instance.ran_for(end_ns - execution.start_ns)
         with self._lock:
-            self._idle.append(instance)
+            self._rest(instance)
             next_instance = self._reserve(end_ns)
             if is_over:
                 self._count(execution, end_ns)

@@ -1,0 +1,173 @@
+"""A model instance that lives in processes, one after the other: what the scheduler sees of it.
+
+Owns starting anew when a process has ended, and the figures of that. A request is never given to a second process:
+nobody can know what its model had done for it when the first one ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cantata.bls.worker.worker_process import WorkerProcess
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError, unavailable
+from cantata.runtime.execution.execution import Execution
+from cantata.runtime.scheduling.timer import Timer
+
+_log = logging.getLogger("cantata.python")
+
+_FIRST_DELAY_NS: Final = 100_000_000
+_LONGEST_DELAY_NS: Final = 30_000_000_000
+# A model without a limit of its own has this long for its `finalize`.
+_FINALIZE_S: Final = 30.0
+
+# Starts a process; told what to call when it has ended.
+StartProcess = Callable[[Callable[[InferenceError], None]], WorkerProcess]
+
+
+@dataclass(slots=True)
+class ProcessFigures:
+    """How often the processes of an instance ended by themselves, were started again, and ran into their limit."""
+
+    deaths: int = 0
+    restarts: int = 0
+    timeouts: int = 0
+
+
+class ProcessInstance:
+    """See BackendInstance. `_lock` guards everything below it but the process' own state."""
+
+    def __init__(self, name: str, start_process: StartProcess, timer: Timer, timeout_s: float | None) -> None:
+        self._name = name
+        self._start_process = start_process
+        self._timer = timer
+        self._stop_timeout_s = _FINALIZE_S if timeout_s is None else timeout_s
+        self._lock = threading.Lock()
+        self._figures = ProcessFigures()
+        self._process: WorkerProcess | None = None
+        self._on_change: Callable[[], None] = _nobody_watches
+        # Why there is no process, where there is none.
+        self._end_error = unavailable(f"model instance '{name}' has not started")
+        # Ends in a row after which no batch was run.
+        self._failed_starts = 0
+        self._is_closing = False
+        self._restarting: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the first process; raises InferenceError when the model cannot be initialized."""
+        process = self._start_process(self._ended)
+        with self._lock:
+            self._process = process
+        self._notice_early_end(process)
+
+    @property
+    def makes_blocking_calls(self) -> bool:
+        process = self._process
+        return process is not None and process.makes_blocking_calls
+
+    @property
+    def pid(self) -> int | None:
+        """The current process' number, for those who look at it from outside."""
+        process = self._process
+        return None if process is None else process.pid
+
+    def figures(self) -> ProcessFigures:
+        """A copy of the figures."""
+        with self._lock:
+            return ProcessFigures(self._figures.deaths, self._figures.restarts, self._figures.timeouts)
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """See RestartingInstance."""
+        self._on_change = on_change
+
+    def unavailability(self) -> InferenceError | None:
+        """See RestartingInstance."""
+        return None if self._process is not None else self._end_error
+
+    def execute(self, execution: Execution) -> bool:
+        process = self._process
+        if process is None:
+            raise unavailable(self._end_error.message)
+        is_over = process.execute(execution)
+        self._failed_starts = 0
+        return is_over
+
+    def is_ready(self) -> bool:
+        """What the model's own `is_ready` says; True without one. May take seconds; raises InferenceError."""
+        process = self._process
+        if process is None:
+            return False
+        return not process.has_readiness_hook or process.ask_whether_ready()
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closing = True
+            process, restarting = self._process, self._restarting
+        if process is not None:
+            process.stop(self._stop_timeout_s)
+        if restarting is not None:
+            restarting.join()
+
+    def _ended(self, error: InferenceError) -> None:
+        """A process has ended, asked to or not."""
+        with self._lock:
+            process, self._process = self._process, None
+            if self._is_closing or process is None:
+                return
+            self._end_error = error
+            self._figures.deaths += 1
+            self._figures.timeouts += process.has_timed_out
+        _log.error("%s", error)
+        self._on_change()
+        self._restart_later()
+
+    def _notice_early_end(self, process: WorkerProcess) -> None:
+        """A process may have ended before it was ours; once is enough, whoever tells."""
+        if process.end_error is not None:
+            self._ended(process.end_error)
+
+    def _restart_later(self) -> None:
+        delay_ns = min(_FIRST_DELAY_NS << min(self._failed_starts, 16), _LONGEST_DELAY_NS)
+        self._failed_starts += 1
+        self._timer.call_at(monotonic_ns() + delay_ns, self._begin_restart)
+
+    def _begin_restart(self) -> None:
+        with self._lock:
+            if self._is_closing:
+                return
+            self._restarting = threading.Thread(
+                target=self._restart, name=f"cantata-restart-{self._name}", daemon=True
+            )
+            self._restarting.start()
+
+    def _restart(self) -> None:
+        try:
+            process = self._start_process(self._ended)
+        except InferenceError as error:
+            _log.error("model instance '%s' could not be started again: %s", self._name, error)
+            with self._lock:
+                self._figures.deaths += 1
+                self._end_error = error
+                is_closing = self._is_closing
+            if not is_closing:
+                self._restart_later()
+            return
+        with self._lock:
+            is_closing = self._is_closing
+            if not is_closing:
+                self._process = process
+                self._figures.restarts += 1
+        if is_closing:
+            process.stop(self._stop_timeout_s)
+            return
+        _log.info("model instance '%s' runs again, in process %d", self._name, process.pid)
+        self._on_change()
+        self._notice_early_end(process)
+
+
+def _nobody_watches() -> None:
+    """Until the scheduler does."""
