@@ -171,7 +171,7 @@ class Server:
     def is_model_ready(self, name: str, version: int = -1) -> bool:
         """Whether a version is READY; raises InferenceError for a model or version that does not exist."""
         try:
-            return self._registry.find(name, version).is_ready
+            return self._registry.find(name, version).can_serve
         except InferenceError as error:
             if error.code is StatusCode.UNAVAILABLE:
                 return False
