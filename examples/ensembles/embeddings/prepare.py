@@ -48,6 +48,7 @@ def export(weights: Path, path: Path) -> None:
     shapes = {"input_ids": {0: batch, 1: tokens}, "attention_mask": {0: batch, 1: tokens}}
     program = torch.export.export(load_minilm(weights), (example, example.clone()), dynamic_shapes=shapes)
     # Under its own name only when it is whole, so that a run that was cut off is not taken for a finished one.
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name("partial.pt2")
     torch.export.save(program, partial)
     partial.replace(path)
