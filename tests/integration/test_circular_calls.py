@@ -37,7 +37,8 @@ def write_caller(repository: Path, name: str, target: str, *, is_async: bool = F
         keyword="async " if is_async else "",
         call="await call.async_exec()" if is_async else "call.exec()",
     )
-    groups = f'instance_group {{ count: {count} kind: KIND_CPU }} parameters {{ key: "EXECUTION_ISOLATION" value: {{ string_value: "thread" }} }}'
+    groups = f"instance_group {{ count: {count} kind: KIND_CPU }} "
+    groups += 'parameters { key: "EXECUTION_ISOLATION" value: { string_value: "thread" } }'
     write_model(repository, name, python_config([IN], [OUT], extra=groups), code)
 
 

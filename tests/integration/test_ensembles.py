@@ -61,7 +61,10 @@ def test_an_ensemble_within_an_ensemble_says_at_each_level_where_it_failed(tmp_p
         tmp_path,
         "broken",
         python_config([IN], [OUT]),
-        'def execute(self, requests):\n    return [pb_utils.InferenceResponse(error=pb_utils.TritonError("no ink", pb_utils.TritonError.UNAVAILABLE))]',
+        """
+        def execute(self, requests):
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError("no ink", pb_utils.TritonError.UNAVAILABLE))]
+        """,
     )
     write_model(
         tmp_path,

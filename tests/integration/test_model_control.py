@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +54,10 @@ class Controlled(EmbeddedServer):
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Iterator[Path]:
+def repository(tmp_path: Path) -> Path:
     write_constant(tmp_path, 1)
     write_over(tmp_path)
-    yield tmp_path
+    return tmp_path
 
 
 def test_nothing_is_loaded_until_it_is_asked_for(repository: Path) -> None:
@@ -91,7 +90,7 @@ def test_a_reload_that_fails_leaves_the_old_version_serving(repository: Path) ->
     with Controlled(repository, "*") as server:
         write_model(repository, "constant", None, code="raise RuntimeError('not today')\n")
         with pytest.raises(
-            InferenceError, match="load failed for model 'constant': version 1 .*not today"
+            InferenceError, match=r"load failed for model 'constant': version 1 .*not today"
         ) as failed:
             server.core.load_model("constant")
         assert failed.value.code is StatusCode.INVALID_ARG
