@@ -66,6 +66,7 @@ def is_installed(name: str) -> bool:
 
 def drop_aliases() -> None:
     """Clear `sys.modules` of aliases; whoever still needs one gets it anew."""
-    for name, module in list(sys.modules.items()):
+    # Copied in one step: other threads import meanwhile.
+    for name, module in sys.modules.copy().items():
         if isinstance(module, SiblingAlias):
             sys.modules.pop(name, None)
