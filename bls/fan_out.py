@@ -32,7 +32,7 @@ async def map(
 
     Calls that the items make at the same moment reach the called model together, and are batched there.
     """
-    items = zip(*iterables, strict=True)
+    items = list(zip(*iterables, strict=True))
     if limit is None:
         return await gather(*(function(*item) for item in items))
     free = asyncio.Semaphore(limit)
