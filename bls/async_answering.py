@@ -20,6 +20,7 @@ from cantata.bls.responses import InferenceResponse
 from cantata.bls.scope import Request, Scope, current_scope
 from cantata.bls.server_caller import ServerCaller
 from cantata.bls.stacking import Stack
+from cantata.bls.submission import fans_out
 
 # How many answers a model yields before it looks whether its reader keeps up: asking takes another thread.
 _ANSWERS_BETWEEN_WAITS: Final = 32
@@ -111,6 +112,8 @@ def _answering(request: InferenceRequest) -> Iterator[None]:
             )
         )
     current_scope.set(Scope(Request(request), _CALLER))
+    # Else inherited from the model that called, where that fans out.
+    fans_out.set(False)
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()

@@ -1,6 +1,7 @@
 """Several calls at once: `bls.gather` and `bls.map`.
 
-They differ from asyncio's in one thing: the first that fails ends the others, and its own error is raised.
+They differ from asyncio's in two things: the first that fails ends the others, and its own error is raised; and calls
+made at the same moment reach the called model together.
 """
 
 from __future__ import annotations
@@ -9,12 +10,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
+from cantata.bls.submission import fans_out
+
 T = TypeVar("T")
 
 
 async def gather(*awaitables: Awaitable[T]) -> list[T]:
-    """Await all, side by side, and return their results in order."""
+    """Await all, side by side, and return their results in order.
+
+    Calls that they make at the same moment reach the called model together, and are batched there.
+    """
+    token = fans_out.set(True)
     tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    fans_out.reset(token)
     try:
         return await asyncio.gather(*tasks)
     except BaseException:
@@ -28,9 +36,9 @@ async def gather(*awaitables: Awaitable[T]) -> list[T]:
 async def map(
     function: Callable[..., Awaitable[T]], *iterables: Iterable[Any], limit: int | None = None
 ) -> list[T]:
-    """`function` of each item, side by side, as the built-in `map` takes them; at most `limit` at a time.
+    """`function` of each item, side by side as in `gather`, at most `limit` at a time.
 
-    Calls that the items make at the same moment reach the called model together, and are batched there.
+    Several iterables give it several arguments, as with the built-in `map`, but must be of the same length.
     """
     items = list(zip(*iterables, strict=True))
     if limit is None:

@@ -51,7 +51,8 @@ class Request:
     def parameters(self) -> Mapping[str, ParameterValue]:
         """The parameters that the client sent."""
         if self._parameters is None:
-            self._parameters = json.loads(self._request.parameters())
+            text = self._request.parameters()
+            self._parameters = {} if text == "{}" else json.loads(text)
         return self._parameters
 
     @property
@@ -78,7 +79,8 @@ class Request:
         return self._request.is_cancelled()
 
 
-@dataclass(frozen=True, slots=True)
+# Neither is frozen: both are made on the request path, where that would cost more than all else about them.
+@dataclass(slots=True, eq=False)
 class Call:
     """One call of a model, with everything that it inherited or was told."""
 
@@ -106,7 +108,7 @@ class Caller(Protocol):
         """The answers of a model that gives any number of them; raises CallError. Dropping it cancels the call."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Scope:
     """What a context variable says of the running code."""
 

@@ -15,7 +15,7 @@ from cantata.bls.requests import InferenceRequest
 from cantata.bls.response_iterator import ResponseIterator
 from cantata.bls.responses import InferenceResponse
 from cantata.bls.scope import Call
-from cantata.bls.submission import submit_with_others
+from cantata.bls.submission import submit
 from cantata.runtime.errors import StatusCode
 
 
@@ -26,7 +26,7 @@ class ServerCaller:
         request = request_of(call)
         loop = asyncio.get_running_loop()
         activity = request._calling_activity()
-        response = await calls.call_async(request, activity, False, loop, submit_with_others)
+        response = await calls.call_async(request, activity, False, loop, submit)
         assert isinstance(response, InferenceResponse)
         return _tensors(call.model, response)
 

@@ -1,17 +1,33 @@
-"""Calls made in one turn of an event loop reach the server together, so that the called model can batch them.
+"""How calls reach the server: each at once, or those of a fan-out together, so that the called model can batch them.
 
-Without this an idle model would take the first of many calls alone, and the others would wait for it.
+Sent one by one, an idle model would take the first of many calls alone, and the others would wait for it. A call on
+its own is answered soonest when it is sent at once: the model may then run before the caller has begun to wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from contextvars import ContextVar
 from typing import Final
 
 from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.request import InferenceRequest
+
+# Whether the running code is part of a fan-out. Tasks inherit it.
+fans_out: Final[ContextVar[bool]] = ContextVar("cantata_fans_out", default=False)
+
+
+def submit(services: ServerServices, request: InferenceRequest) -> None:
+    """Send a request on its way, with the others of a fan-out where it is part of one.
+
+    Raises InferenceError when it is refused at once.
+    """
+    if fans_out.get():
+        submit_with_others(services, request)
+    else:
+        submit_now(services, request)
 
 
 def submit_now(services: ServerServices, request: InferenceRequest) -> None:
