@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from cantata.bls.async_loop import AsyncLoop
 from cantata.bls.current_model import Activity, CallerNotes, HostedModel, current_activity, running_hook_of
@@ -18,18 +18,28 @@ from cantata.bls.failures import describe_failure
 from cantata.bls.logger import model_log
 from cantata.bls.outputs import OutputTable
 from cantata.bls.readiness import ReadinessHook
-from cantata.bls.requests import InferenceRequest, received_request
+from cantata.bls.requests import (
+    TRITONSERVER_REQUEST_RELEASE_RESCHEDULE,
+    InferenceRequest,
+    received_request,
+)
 from cantata.bls.response_sender import (
     TRITONSERVER_RESPONSE_COMPLETE_FINAL,
     OpenStreams,
     stream_of,
 )
 from cantata.bls.responses import InferenceResponse
-from cantata.runtime.errors import internal_error
+from cantata.runtime.errors import internal_error, invalid_argument
 from cantata.runtime.execution.execution import Execution
 from cantata.runtime.model_spec import model_side_shape
 
 # The one thing that a model.py may do elsewhere and not here.
+
+
+_NOT_ITERATIVE: Final = invalid_argument(
+    "Request is released with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, while the model is not configured to handle "
+    "such a flag."
+)
 
 
 class _ExecuteViolation(Exception):
@@ -173,6 +183,9 @@ class PythonInstance:
                         f"Python model '{self._model.name}' is using the decoupled mode and the execute function "
                         "must return None."
                     )
+                for index, request in enumerate(requests):
+                    if request._release_flags == TRITONSERVER_REQUEST_RELEASE_RESCHEDULE:
+                        self._reschedule(execution, index, request)
                 return
             if not isinstance(returned, list) and not _all_have_senders(requests, returned):
                 raise _ExecuteViolation(
@@ -190,7 +203,16 @@ class PythonInstance:
                 f"InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) size is:{len(returned)}"
             )
         for index, answer in enumerate(returned):
-            sender = requests[index]._sender
+            request = requests[index]
+            if request._release_flags == TRITONSERVER_REQUEST_RELEASE_RESCHEDULE:
+                if answer is not None:
+                    raise _ExecuteViolation(
+                        "Expected a None object in the execute function return list for reschduled request, found "
+                        f"type '{type(answer)}'."
+                    )
+                self._reschedule(execution, index, request)
+                continue
+            sender = request._sender
             if type(answer) is not InferenceResponse and not isinstance(answer, InferenceResponse):
                 if answer is None and sender is not None and stream_of(sender).has_answered:
                     continue
@@ -202,6 +224,17 @@ class PythonInstance:
                 execution.responses[index] = self._outputs.response_of(execution.requests[index], answer)
             else:
                 sender.send(answer, TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _reschedule(self, execution: Execution, index: int, request: InferenceRequest) -> None:
+        """Have a request run again; its sender, if the model has asked for it, goes on with it."""
+        received, sender = execution.requests[index], request._sender
+        if self._outputs.may_reschedule:
+            received.carried = sender
+            execution.reschedule(received)
+        elif sender is None:
+            execution.responses[index] = self._outputs.error_response(received, _NOT_ITERATIVE)
+        else:
+            stream_of(sender).fail(_NOT_ITERATIVE)
 
     def _fail_for(self, execution: Execution, requests: list[InferenceRequest], error: BaseException) -> None:
         model_log(self._model.name).error("execute of instance '%s' failed", self._name, exc_info=error)
@@ -223,7 +256,10 @@ def _reshape_inputs(execution: Execution) -> None:
     spec = execution.spec
     for request in execution.requests:
         request.inputs = {
+            # Control inputs and states have no other shape.
             name: tensor.reshaped(model_side_shape(spec.inputs[name], tensor.shape, spec.batches))
+            if name in spec.inputs
+            else tensor
             for name, tensor in request.inputs.items()
         }
 

@@ -31,6 +31,11 @@ class OutputTable:
             for output in spec.outputs.values()
         }
 
+    @property
+    def may_reschedule(self) -> bool:
+        """Whether requests may run again before they are answered."""
+        return self._spec.is_iterative
+
     def error_response(self, request: InferenceRequest, error: InferenceError) -> RuntimeResponse:
         """The answer to a request that failed."""
         return RuntimeResponse(self._spec.model_name, self._spec.model_version, request.id, {}, None, error)
@@ -44,9 +49,12 @@ class OutputTable:
             return self.error_response(request, inference_error(answer._error))
         spec = self._spec
         requested = request.requested_outputs
+        states = request.states if spec.state_outputs else None
         outputs: dict[str, Tensor] = {}
         for tensor in answer._output_tensors:
             name = tensor._name
+            if states is not None and name in spec.state_outputs:
+                states[name] = tensor._value
             compiled = self._compiled.get(name)
             if compiled is None or (requested and name not in requested):
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from typing import Final
 
 from cantata.bls import calls
 from cantata.bls.current_model import Activity, current_activity, find_activity
@@ -21,6 +22,8 @@ from cantata.bls.tensor import Tensor, shared_tensor
 from cantata.runtime.request import InferenceRequest as RuntimeRequest
 from cantata.runtime.response import ParameterValue
 
+TRITONSERVER_REQUEST_RELEASE_ALL: Final = 1
+TRITONSERVER_REQUEST_RELEASE_RESCHEDULE: Final = 2
 _FLAGS = 3
 
 
@@ -49,6 +52,7 @@ class InferenceRequest:
         "_parameters",
         "_priority",
         "_received",
+        "_release_flags",
         "_requested_output_names",
         "_sender",
         "_timeout",
@@ -87,6 +91,7 @@ class InferenceRequest:
         self._model_name = model_name
         self._model_version = model_version
         self._flags = flags
+        self._release_flags = TRITONSERVER_REQUEST_RELEASE_ALL
         self._timeout = timeout
         self._priority = priority
         self._parameters: dict[str, ParameterValue] | None = (
@@ -120,6 +125,12 @@ class InferenceRequest:
         if flags & ~_FLAGS:
             raise TritonModelException(f"unsupported request flags: {flags}")
         self._flags = flags
+
+    def set_release_flags(self, flags: int) -> None:
+        """What becomes of the request after `execute`: it is over, or runs again as its sequence's next iteration."""
+        if flags not in (TRITONSERVER_REQUEST_RELEASE_ALL, TRITONSERVER_REQUEST_RELEASE_RESCHEDULE):
+            raise TritonModelException(f"unsupported request release flags: {flags}")
+        self._release_flags = flags
 
     def timeout(self) -> int:
         """In microseconds; 0 for none."""
@@ -187,6 +198,7 @@ def received_request(request: RuntimeRequest, open_streams: OpenStreams) -> Infe
     received._model_name = request.model_name
     received._model_version = request.model_version
     received._flags = request.flags
+    received._release_flags = TRITONSERVER_REQUEST_RELEASE_ALL
     received._timeout = request.timeout_us
     received._priority = request.priority
     received._parameters = request.parameters

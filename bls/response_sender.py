@@ -51,7 +51,14 @@ class OpenStreams:
         self._senders: dict[ResponseStream, weakref.ref[InferenceResponseSender]] = {}
 
     def open(self, request: RuntimeRequest) -> InferenceResponseSender:
-        """The sender for a request. When the model drops it before it has ended the request, that fails."""
+        """The sender for a request. When the model drops it before it has ended the request, that fails.
+
+        A request that comes again gets the sender it had.
+        """
+        carried = request.carried
+        if isinstance(carried, InferenceResponseSender):
+            request.carried = None
+            return carried
         stream = ResponseStream(request, self)
         sender = InferenceResponseSender(stream)
         add = self.reaper.add

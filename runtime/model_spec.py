@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cantata.runtime.datatypes import DataType
 from cantata.runtime.errors import InferenceError, invalid_argument
 from cantata.runtime.request import InferenceRequest
+from cantata.runtime.sequence_tensors import state_outputs, variable_states
 from cantata.runtime.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class ModelSpec:
         "compared_inputs",
         "inputs",
         "is_decoupled",
+        "is_iterative",
         "max_batch_size",
         "model_name",
         "model_version",
@@ -69,12 +71,16 @@ class ModelSpec:
         "outputs",
         "reshapes_inputs",
         "reshapes_outputs",
+        "state_outputs",
     )
 
     def __init__(self, config: ModelConfig, model_version: int) -> None:
         self.model_name = config.name
         self.model_version = model_version
         self.max_batch_size = config.max_batch_size
+        sequences = config.sequence_batching
+        # Whether a request may run again and again before it is answered.
+        self.is_iterative = sequences is not None and sequences.iterative_sequence
         self.batches = config.max_batch_size > 0
         policy = config.model_transaction_policy
         self.is_decoupled = policy is not None and policy.decoupled
@@ -85,7 +91,9 @@ class ModelSpec:
         # Inputs whose shapes must be equal for two requests to share a batch (reference, section 6.3).
         self.compared_inputs = tuple(
             spec.name for spec in self.inputs.values() if spec.has_variable_dims and not spec.is_ragged
-        )
+        ) + variable_states(config)
+        # The outputs that a sequence's next request gets, beside or instead of the client.
+        self.state_outputs = state_outputs(config)
         self.reshapes_inputs = any(spec.reshape is not None for spec in self.inputs.values())
         self.reshapes_outputs = any(spec.reshape is not None for spec in self.outputs.values())
         self._required_names = {spec.name for spec in self.inputs.values() if not spec.is_optional}

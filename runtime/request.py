@@ -105,6 +105,7 @@ class InferenceRequest:
         "_finished",
         "batch_size",
         "cancellation",
+        "carried",
         "correlation_id",
         "deadline_ns",
         "flags",
@@ -121,6 +122,7 @@ class InferenceRequest:
         "response_count",
         "sender",
         "started_ns",
+        "states",
         "timeout_us",
         "times",
         "waiting",
@@ -166,6 +168,10 @@ class InferenceRequest:
         self.started_ns = 0
         self.times: ComputeTimes | None = None
         self.response_count = 0
+        # The states of its sequence by output name, which its model replaces; None where there are none.
+        self.states: dict[str, Tensor] | None = None
+        # What its model's instance keeps for the next iteration, while the request waits for that.
+        self.carried: object = None
         # Set by the scheduler that accepts the request, and unset where it accounts for a whole batch at once.
         self.owner: RequestOwner | None = None
         self._finished = False

@@ -41,6 +41,7 @@ from cantata.runtime.backends.onnx_signature import (
     complete_config,
     needs_completion,
 )
+from cantata.runtime.datatypes import DataType
 from cantata.runtime.errors import (
     InferenceError,
     internal_error,
@@ -50,6 +51,7 @@ from cantata.runtime.errors import (
 )
 from cantata.runtime.execution.batch_tensors import Array, divide_outputs, gather_inputs, wanted_outputs
 from cantata.runtime.execution.execution import Execution
+from cantata.runtime.sequence_tensors import added_inputs, state_outputs
 
 _MODEL_FILENAME: Final = "model.onnx"
 _DEFAULT_MAX_BATCH_SIZE: Final = 4
@@ -160,9 +162,15 @@ class OnnxInstance:
         strings = ConfigDataType.TYPE_STRING
         self._text_inputs = {tensor.name for tensor in config.input if tensor.data_type is strings}
         self._text_outputs = {tensor.name for tensor in config.output if tensor.data_type is strings}
+        added, states = added_inputs(config), state_outputs(config)
+        self._text_inputs |= {name for name, datatype in added.items() if datatype is DataType.BYTES}
+        self._text_outputs |= {name for name, datatype in states.items() if datatype is DataType.BYTES}
         tensors: tuple[ModelInput | ModelOutput, ...] = (*config.input, *config.output)
         # numpy has no such type, so these travel as onnxruntime's own values, around every array.
         self._bfloat16 = {tensor.name for tensor in tensors if tensor.data_type is ConfigDataType.TYPE_BF16}
+        self._bfloat16 |= {
+            name for name, datatype in (*added.items(), *states.items()) if datatype is DataType.BF16
+        }
         self._scalar_inputs, self._scalar_outputs = _scalars(config, session)
         self._is_plain = not (self._text_inputs or self._bfloat16 or self._scalar_inputs)
         self._output_is_plain = not (self._text_outputs or self._bfloat16 or self._scalar_outputs)

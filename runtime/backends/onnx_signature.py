@@ -18,8 +18,10 @@ from cantata.grammars.model_config import (
     ModelTensorReshape,
 )
 from cantata.grammars.problems import suggest
+from cantata.runtime.datatypes import DataType as OurDataType
 from cantata.runtime.errors import invalid_argument
 from cantata.runtime.model_spec import shape_text
+from cantata.runtime.sequence_tensors import added_inputs, state_outputs
 
 # onnxruntime's words for the element types that a tensor of ours can have.
 DATATYPES: Final = {
@@ -107,10 +109,13 @@ def complete_config(config: ModelConfig, graph: GraphSignature, default_max_batc
         completed["input"] = tuple(
             ModelInput(**_completed_tensor(config, tensor, batches), optional=tensor.is_optional)
             for tensor in graph.inputs
+            if tensor.name not in added_inputs(config)
         )
     if not config.output:
         completed["output"] = tuple(
-            ModelOutput(**_completed_tensor(config, tensor, batches)) for tensor in graph.outputs
+            ModelOutput(**_completed_tensor(config, tensor, batches))
+            for tensor in graph.outputs
+            if tensor.name not in state_outputs(config)
         )
     return config.model_copy(update=completed)
 
@@ -122,23 +127,35 @@ def check_config(config: ModelConfig, graph: GraphSignature) -> None:
     required = [tensor.name for tensor in graph.inputs if not tensor.is_optional]
     given = [tensor.name for tensor in config.input]
     given += [name for batch_input in config.batch_input for name in batch_input.target_name]
-    missing = [name for name in required if name not in (*given, *_state_and_control_names(config))]
+    missing = [name for name in required if name not in (*given, *added_inputs(config))]
     if missing:
         raise invalid_argument(
             f"unable to load model '{config.name}', configuration expects {len(given)} inputs, model provides "
             f"{len(required)}; the configuration lacks: {', '.join(missing)}"
         )
+    _check_added(config, "input", added_inputs(config), inputs)
+    _check_added(config, "output", state_outputs(config), outputs)
     _check_tensors(config, "input", config.input, inputs)
     _check_tensors(config, "output", config.output, outputs)
 
 
-def _state_and_control_names(config: ModelConfig) -> list[str]:
-    sequence = config.sequence_batching
-    if sequence is None:
-        return []
-    return [control.name for control in sequence.control_input] + [
-        state.input_name for state in sequence.state
-    ]
+def _check_added(
+    config: ModelConfig, role: str, added: Mapping[str, OurDataType], graph: Mapping[str, GraphTensor]
+) -> None:
+    for name, datatype in added.items():
+        own = graph.get(name)
+        if own is None:
+            hint = suggest(name, graph)
+            raise invalid_argument(
+                f"unable to load model '{config.name}', configuration specified sequence {role} '{name}', but model "
+                f"does not provide that {role}" + (f" ({hint})" if hint else "")
+            )
+        provided = _datatype_of(config, own)
+        if int(provided) != int(datatype):
+            raise invalid_argument(
+                f"unable to load model '{config.name}', configuration expects datatype {datatype.config_name} for "
+                f"sequence {role} '{name}', model provides {provided.name}"
+            )
 
 
 def _check_tensors(

@@ -30,6 +30,7 @@ from cantata.runtime.datatypes import DataType
 from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, unavailable, unsupported
 from cantata.runtime.execution.batch_tensors import Array, divide_outputs, gather_inputs, wanted_outputs
 from cantata.runtime.execution.execution import Execution
+from cantata.runtime.sequence_tensors import added_inputs, state_outputs
 
 _log = logging.getLogger("cantata.pytorch")
 
@@ -186,13 +187,15 @@ class TorchInstance:
         # None: values stay on the CPU, where they come from and go to.
         self._device = device if device is not None and device.type != "cpu" else None
         self._datatypes = {tensor.name: DataType(int(tensor.data_type)) for tensor in config.input}
+        self._datatypes |= added_inputs(config)
         self._output_datatypes = {tensor.name: DataType(int(tensor.data_type)) for tensor in config.output}
+        self._output_datatypes |= state_outputs(config)
         self._batches = config.max_batch_size > 0
-        names = [tensor.name for tensor in config.input]
+        names = list(self._datatypes)
         self._positions = (
             {} if program.takes_dictionary else match_inputs(config.name, names, program.arguments)
         )
-        self._paths = match_outputs([tensor.name for tensor in config.output])
+        self._paths = match_outputs(list(self._output_datatypes))
 
     def execute(self, execution: Execution) -> bool:
         arrays = gather_inputs(execution)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cantata.runtime.datatypes import NUMPY_DTYPES, DataType
+from cantata.runtime.datatypes import NUMPY_DTYPES, DataType, datatype_of_numpy
 from cantata.runtime.errors import InferenceError, internal_error, invalid_argument
 from cantata.runtime.execution.execution import Execution
 from cantata.runtime.model_spec import ModelSpec, TensorSpec, client_side_shape, model_side_shape, shape_text
@@ -36,14 +36,20 @@ def gather_inputs(execution: Execution) -> dict[str, Array]:
         arrays = {name: _concatenated(spec, name, requests) for name in requests[0].inputs}
     if spec.reshapes_inputs:
         for name, array in arrays.items():
-            tensor_spec = spec.inputs[name]
-            if tensor_spec.reshape is not None:
+            tensor_spec = spec.inputs.get(name)
+            if tensor_spec is not None and tensor_spec.reshape is not None:
                 arrays[name] = array.reshape(model_side_shape(tensor_spec, array.shape, spec.batches))
     return arrays
 
 
 def wanted_outputs(execution: Execution) -> Sequence[str]:
-    """The outputs that the batch's requests ask for, together."""
+    """The outputs that the batch's requests ask for, together, and the states of their sequences."""
+    state_outputs = execution.spec.state_outputs
+    requested = _requested_outputs(execution)
+    return (*dict.fromkeys((*requested, *state_outputs)),) if state_outputs else requested
+
+
+def _requested_outputs(execution: Execution) -> Sequence[str]:
     requests = execution.requests
     if len(requests) == 1:
         return requests[0].requested_outputs or execution.spec.output_names
@@ -56,7 +62,7 @@ def wanted_outputs(execution: Execution) -> Sequence[str]:
 
 
 def divide_outputs(execution: Execution, arrays: Mapping[str, Array]) -> None:
-    """Leave each request's response in `execution.responses`, from the model's outputs by name.
+    """Leave each request's response in `execution.responses`, and its new states, from the model's outputs by name.
 
     `arrays` holds every output of `wanted_outputs`. Raises InferenceError, for the whole batch, when an output
     has another datatype than the configuration says or cannot be divided among the requests.
@@ -69,13 +75,17 @@ def divide_outputs(execution: Execution, arrays: Mapping[str, Array]) -> None:
         for name in request.requested_outputs or spec.output_names:
             output, array = spec.outputs[name], arrays[name]
             outputs[name] = Tensor(output.datatype, _client_side(spec, output, array, rows))
+        if spec.state_outputs:
+            _keep_states(execution, arrays)
         execution.responses[0] = _response(spec, request, outputs)
         return
     bounds = [0, *accumulate(_rows_of(request) for request in requests)]
     whole = {
         name: _client_side(spec, spec.outputs[name], arrays[name], bounds[-1])
-        for name in wanted_outputs(execution)
+        for name in _requested_outputs(execution)
     }
+    if spec.state_outputs:
+        _keep_states(execution, arrays)
     for index, request in enumerate(requests):
         own_rows = slice(bounds[index], bounds[index + 1])
         outputs = {
@@ -83,6 +93,25 @@ def divide_outputs(execution: Execution, arrays: Mapping[str, Array]) -> None:
             for name in request.requested_outputs or spec.output_names
         }
         execution.responses[index] = _response(spec, request, outputs)
+
+
+def _keep_states(execution: Execution, arrays: Mapping[str, Array]) -> None:
+    """Give each request's sequence its part of the state outputs, as views."""
+    spec, requests = execution.spec, execution.requests
+    for name, datatype in spec.state_outputs.items():
+        array = arrays[name]
+        if NUMPY_DTYPES[datatype] != array.dtype:
+            # A model may give its state in another type than it was given.
+            datatype = datatype_of_numpy(array.dtype) or datatype
+        if spec.batches and (not array.shape or array.shape[0] != len(requests)):
+            raise internal_error(
+                f"model '{spec.model_name}', state '{name}': the batch has {len(requests)} rows, but the model gave "
+                f"the shape {shape_text(array.shape)}"
+            )
+        for row, request in enumerate(requests):
+            if request.states is not None:
+                own = array[row : row + 1] if spec.batches else array
+                request.states[name] = Tensor(datatype, own)
 
 
 def _concatenated(spec: ModelSpec, name: str, requests: Sequence[InferenceRequest]) -> Array:

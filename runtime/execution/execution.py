@@ -5,12 +5,16 @@ Shared by the driver that forms the batch and the backend that runs it. Knows no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError
 from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.observe.statistics import ComputeTimes
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
+
+_NONE: frozenset[InferenceRequest] = frozenset()
 
 
 class Execution:
@@ -26,6 +30,7 @@ class Execution:
 
     __slots__ = (
         "_on_finish",
+        "_rescheduled",
         "batch_size",
         "input_end_ns",
         "instance",
@@ -55,6 +60,45 @@ class Execution:
         # The instance that this batch keeps busy; None when it does so no longer.
         self.instance = instance
         self._on_finish = on_finish
+        self._rescheduled: set[InferenceRequest] | None = None
+
+    def reschedule(self, request: InferenceRequest) -> None:
+        """A request of an iterative sequence is to run again before it is answered."""
+        if self._rescheduled is None:
+            self._rescheduled = set()
+        self._rescheduled.add(request)
+
+    def rescheduled_requests(self) -> Set[InferenceRequest]:
+        """Those that are to run again: an answer, where there is one all the same, ends a request."""
+        if self._rescheduled is None:
+            return _NONE
+        answered = {
+            request
+            for request, response in zip(self.requests, self.responses, strict=True)
+            if response is not None or request.is_finished
+        }
+        return self._rescheduled - answered
+
+    def times(self, end_ns: int) -> ComputeTimes:
+        """How long the batch took in its three parts, if it ends at `end_ns`."""
+        output_start_ns = self.output_start_ns or end_ns
+        return ComputeTimes(
+            self.input_end_ns - self.start_ns, output_start_ns - self.input_end_ns, end_ns - output_start_ns
+        )
+
+    def fail_unanswered(self, error: InferenceError) -> None:
+        """Leave `error` where a request of the batch has no answer yet."""
+        for index, request in enumerate(self.requests):
+            if self.responses[index] is None and not request.is_finished:
+                self.responses[index] = InferenceResponse(
+                    request.model_name, self.spec.model_version, request.id, {}, error=error
+                )
+
+    def send_responses(self) -> None:
+        """Answer the requests that have their final response."""
+        for request, response in zip(self.requests, self.responses, strict=True):
+            if response is not None:
+                request.respond(response, True)
 
     def inputs_ready(self) -> None:
         """The batch's inputs are prepared; the model is about to compute."""

@@ -80,10 +80,10 @@ class StatisticsCounter:
         self._batches: dict[int, _BatchCounter] = {}
         self._responses: dict[int, _ResponseCounter] = {}
 
-    def count_execution(self, batch_size: int, times: ComputeTimes) -> None:
-        """One execution of `batch_size` inferences, whatever became of its requests."""
+    def count_execution(self, batch_size: int, times: ComputeTimes, *, padding: int = 0) -> None:
+        """One execution of a batch, whatever became of its requests; `padding` of its rows were nobody's."""
         self.execution_count += 1
-        self.inference_count += batch_size
+        self.inference_count += batch_size - padding
         self.last_inference_ms = wall_ns() // 1_000_000
         batch = self._batches.get(batch_size)
         if batch is None:

@@ -32,6 +32,9 @@ from cantata.runtime.scheduling.batcher import Batcher, SingleRequestQueue
 from cantata.runtime.scheduling.dynamic_batcher import DynamicBatcher
 from cantata.runtime.scheduling.ensemble_scheduler import EnsembleScheduler
 from cantata.runtime.scheduling.model_scheduler import ModelScheduler
+from cantata.runtime.scheduling.sequence_inputs import SequenceInputs
+from cantata.runtime.scheduling.sequence_scheduler import SequenceScheduler
+from cantata.runtime.scheduling.sequence_strategies import sequence_batcher
 from cantata.runtime.scheduling.timer import Timer
 
 _log = logging.getLogger("cantata.repository")
@@ -80,10 +83,22 @@ class ModelLoader:
             _close_all(instances, model)
             raise
         spec = ModelSpec(config, version)
-        scheduler = ModelScheduler(spec, _batcher(config, spec), self._workers, self._timer)
+        try:
+            scheduler = self._scheduler(prepared, spec)
+        except BaseException:
+            _close_all(instances, model)
+            raise
         scheduler.add_instances(instances)
         seconds = time.monotonic() - started
         return ModelVersion(config, version, prepared.directory.path, spec, scheduler, model, (), seconds)
+
+    def _scheduler(self, prepared: PreparedModel, spec: ModelSpec) -> ModelScheduler | SequenceScheduler:
+        config = prepared.config
+        if config.sequence_batching is None:
+            return ModelScheduler(spec, _batcher(config, spec), self._workers, self._timer)
+        inputs = SequenceInputs(config, prepared.directory.path)
+        batcher = sequence_batcher(config.sequence_batching, spec, inputs.prepare)
+        return SequenceScheduler(spec, batcher, inputs, self._workers, self._timer)
 
     def load_ensemble(
         self, prepared: PreparedModel, version: int, find_composing: FindModel, find_version: FindVersion

@@ -21,10 +21,10 @@ class InFlight:
         # Made by the first who waits, and set when the count reaches zero.
         self._none_left: threading.Event | None = None
 
-    def enter(self) -> bool:
-        """Count one more, unless stopped."""
+    def enter(self, *, is_continuing: bool = False) -> bool:
+        """Count one more, unless stopped; `is_continuing` says that it belongs to what was accepted before."""
         with self._lock:
-            if self._is_stopped:
+            if self._is_stopped and not is_continuing:
                 return False
             self.count += 1
             return True

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from functools import partial
+from typing import Protocol
 
 from cantata.runtime.backends.backend import BackendInstance, RestartingInstance
 from cantata.runtime.clock import monotonic_ns
@@ -44,6 +45,13 @@ _TRUSTED = 8
 _COST_OF_SLOWNESS = 4
 
 
+class InstanceDriver(Protocol):
+    """Whose instances they are."""
+
+    def run_instance(self, instance: ScheduledInstance) -> None:
+        """Run one batch in a reserved instance, and see what comes next. Never raises."""
+
+
 class ScheduledInstance:
     """One instance of a model version as work for a thread. It is reserved from dispatch until it is idle again."""
 
@@ -57,7 +65,7 @@ class ScheduledInstance:
         "is_reserved",
     )
 
-    def __init__(self, scheduler: ModelScheduler, backend_instance: BackendInstance) -> None:
+    def __init__(self, scheduler: InstanceDriver, backend_instance: BackendInstance) -> None:
         self._scheduler = scheduler
         self.backend_instance = backend_instance
         self.is_quick = False
@@ -176,7 +184,7 @@ class ModelScheduler:
                 error = internal_error(f"{type(failure).__name__}: {failure}")
         if error is not None:
             is_over = True
-            _fail_unanswered(execution, error)
+            execution.fail_unanswered(error)
         self._end_batch(instance, execution, is_over)
 
     def stop(self) -> None:
@@ -288,7 +296,7 @@ class ModelScheduler:
             if is_over:
                 self._count(execution, end_ns)
         if is_over:
-            _send(execution)
+            execution.send_responses()
         if next_instance is not None:
             self._workers.dispatch(next_instance)
 
@@ -296,15 +304,11 @@ class ModelScheduler:
         """End a batch that went on in the background; its instance was given back long ago."""
         with self._lock:
             self._count(execution, monotonic_ns())
-        _send(execution)
+        execution.send_responses()
 
     def _count(self, execution: Execution, end_ns: int) -> None:
         """Count a batch, and its requests that are answered with it; the caller holds the lock."""
-        input_end_ns = execution.input_end_ns
-        output_start_ns = execution.output_start_ns or end_ns
-        times = ComputeTimes(
-            input_end_ns - execution.start_ns, output_start_ns - input_end_ns, end_ns - output_start_ns
-        )
+        times = execution.times(end_ns)
         statistics = self._statistics
         statistics.count_execution(execution.batch_size, times)
         answered = 0
@@ -359,18 +363,3 @@ class ModelScheduler:
             self._statistics.count_failure(request, error.code, reason, monotonic_ns())
         self._in_flight.leave()
         request.fail(error)
-
-
-def _fail_unanswered(execution: Execution, error: InferenceError) -> None:
-    """Put `error` where a request of the batch has no answer yet."""
-    for index, request in enumerate(execution.requests):
-        if execution.responses[index] is None and not request.is_finished:
-            execution.responses[index] = InferenceResponse(
-                request.model_name, execution.spec.model_version, request.id, {}, error=error
-            )
-
-
-def _send(execution: Execution) -> None:
-    for request, response in zip(execution.requests, execution.responses, strict=True):
-        if response is not None:
-            request.respond(response, True)

@@ -1,0 +1,383 @@
+"""One model instance's slots, and which of their requests run together: direct or oldest (reference, section 6.4).
+
+Pure, as `sequence_table.py` says. A sequence is in the same slot of the same lane from when it gets one to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.request import InferenceRequest
+from cantata.runtime.scheduling.batcher import NEVER, Batcher
+from cantata.runtime.scheduling.sequence_table import DropReason, Sequence, SequenceTable
+
+# Gives a request what its model gets beside its inputs, when its turn in its sequence has come.
+Prepare = Callable[[InferenceRequest, Sequence], None]
+# Makes the batcher that an oldest lane puts its requests through.
+MakeBatcher = Callable[[], Batcher]
+
+
+class Turn(NamedTuple):
+    """A request of a batch and its sequence."""
+
+    request: InferenceRequest
+    sequence: Sequence
+
+
+# A batch by position; None is a slot without a request that keeps the others in theirs.
+Turns = list[Turn | None]
+
+
+class Lane(Protocol):
+    """The slots of one instance. Sequences that leave without having run all are left in `SequenceTable.dropped`."""
+
+    # Whether the instance must not be given a batch before the last one is over.
+    is_exclusive: bool
+    slot_count: int
+
+    def place(self, sequence: Sequence, now_ns: int) -> None:
+        """A sequence has got the slot that it names."""
+
+    def arrived(self, sequence: Sequence, now_ns: int) -> None:
+        """A sequence in one of the slots has a request more."""
+
+    def closed(self, sequence: Sequence, now_ns: int) -> None:
+        """A sequence in one of the slots has been closed other than by a request."""
+
+    def queued(self) -> int:
+        """How many requests have had their turn and wait for the instance."""
+
+    def ready_at(self, now_ns: int) -> int:
+        """When the instance, if it is idle, should take a batch: `now_ns` or earlier if at once, or NEVER."""
+
+    def take(self, now_ns: int) -> Turns:
+        """The batch to run now; may be empty."""
+
+    def finished(self, turns: Turns, now_ns: int) -> None:
+        """A batch is over. What it has led to in its sequences is announced after this."""
+
+    def abandon(self, now_ns: int) -> None:
+        """Drop all sequences here; those that get their slots wait for the instance to come back."""
+
+    def drain(self) -> list[InferenceRequest]:
+        """All that waits here, removed."""
+
+    def sequences(self) -> list[Sequence]:
+        """Those that hold slots, in the order of these; for tests."""
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the state is not what the class promises; for tests."""
+
+
+class DirectLane:
+    """Each sequence keeps its place in the batch, for models that keep state by that.
+
+    Invariants, for `check_invariants`:
+    - `_ready` counts the slots whose sequence has a request waiting;
+    - `_oldest_ns` is not later than when the oldest of the next requests was queued;
+    - no slot above `_top` is taken;
+    - a closed sequence holds its slot only while requests of it wait.
+    """
+
+    is_exclusive = True
+
+    def __init__(
+        self,
+        index: int,
+        table: SequenceTable,
+        spec: ModelSpec,
+        prepare: Prepare,
+        *,
+        max_queue_delay_us: int,
+        minimum_slot_utilization: float,
+    ) -> None:
+        self._index = index
+        self._table = table
+        self._spec = spec
+        self._prepare = prepare
+        self._delay_ns = max_queue_delay_us * 1000
+        self._compares = bool(spec.compared_inputs) or spec.any_optional
+        self.slot_count = max(spec.max_batch_size, 1)
+        # The share of ready slots from which on it is not worth waiting for more.
+        self._utilization = minimum_slot_utilization if self._delay_ns else 0.0
+        self._slots: list[Sequence | None] = [None] * self.slot_count
+        self._top = -1
+        self._ready = 0
+        self._oldest_ns = 0
+
+    def place(self, sequence: Sequence, now_ns: int) -> None:
+        self._slots[sequence.slot] = sequence
+        self._top = max(self._top, sequence.slot)
+        if sequence.waiting:
+            self._became_ready(sequence)
+
+    def arrived(self, sequence: Sequence, now_ns: int) -> None:
+        if len(sequence.waiting) == 1:
+            self._became_ready(sequence)
+
+    def closed(self, sequence: Sequence, now_ns: int) -> None:
+        if not sequence.waiting and self._slots[sequence.slot] is sequence:
+            self._release(sequence.slot, now_ns)
+
+    def queued(self) -> int:
+        return 0
+
+    def ready_at(self, now_ns: int) -> int:
+        if not self._ready:
+            return NEVER
+        if self._ready / self.slot_count >= self._utilization:
+            return now_ns
+        return self._oldest_ns + self._delay_ns + 1
+
+    def take(self, now_ns: int) -> Turns:
+        top = self._drop_abandoned(now_ns)
+        if top < 0 or self.ready_at(now_ns) > now_ns:
+            return []
+        turns: Turns = []
+        shapes: object = None
+        for slot in range(top + 1):
+            sequence = self._slots[slot]
+            if sequence is None or not sequence.waiting:
+                turns.append(None)
+                continue
+            request = sequence.waiting[0]
+            self._prepare(request, sequence)
+            if self._compares:
+                own = compared_shapes(self._spec, request)
+                if shapes is None:
+                    shapes = own
+                elif own != shapes:
+                    turns.append(None)
+                    continue
+            turns.append(Turn(request, sequence))
+            sequence.waiting.popleft()
+        self._table.waiting_count -= len(turns) - turns.count(None)
+        self._tidy(now_ns)
+        return turns
+
+    def finished(self, turns: Turns, now_ns: int) -> None:
+        """The slots are as they were: nothing of theirs could run meanwhile."""
+
+    def abandon(self, now_ns: int) -> None:
+        for sequence in self.sequences():
+            self._table.drop(sequence, DropReason.INSTANCE_LOST, DropReason.INSTANCE_LOST)
+            self._release(sequence.slot, now_ns)
+        self._tidy(now_ns)
+
+    def drain(self) -> list[InferenceRequest]:
+        waiting: list[InferenceRequest] = []
+        for sequence in self._slots:
+            if sequence is not None:
+                waiting += sequence.waiting
+                sequence.waiting.clear()
+        self._table.waiting_count -= len(waiting)
+        self._slots = [None] * self.slot_count
+        self._top, self._ready = -1, 0
+        return waiting
+
+    def sequences(self) -> list[Sequence]:
+        return [sequence for sequence in self._slots if sequence is not None]
+
+    def check_invariants(self) -> None:
+        ready = 0
+        for slot, sequence in enumerate(self._slots):
+            if sequence is None:
+                continue
+            assert (sequence.lane, sequence.slot) == (self._index, slot)
+            assert slot <= self._top
+            assert sequence.waiting or not sequence.is_closed
+            if sequence.waiting:
+                ready += 1
+                assert self._oldest_ns <= sequence.waiting[0].queued_ns
+        assert self._ready == ready
+
+    def _became_ready(self, sequence: Sequence) -> None:
+        queued_ns = sequence.waiting[0].queued_ns
+        self._oldest_ns = min(self._oldest_ns, queued_ns) if self._ready else queued_ns
+        self._ready += 1
+
+    def _release(self, slot: int, now_ns: int) -> None:
+        """Give a slot to the next sequence, if one waits."""
+        self._slots[slot] = None
+        following = self._table.next_for_slot(self._index, slot, now_ns)
+        if following is not None:
+            self.place(following, now_ns)
+        elif slot == self._top:
+            while self._top >= 0 and self._slots[self._top] is None:
+                self._top -= 1
+
+    def _drop_abandoned(self, now_ns: int) -> int:
+        """Drop sequences whose next request nobody waits for; returns the highest slot with a request, or -1."""
+        top = -1
+        has_dropped = False
+        for slot in range(self._top + 1):
+            while (sequence := self._slots[slot]) is not None and sequence.waiting:
+                if not self._table.drop_if_abandoned(sequence, now_ns):
+                    top = slot
+                    break
+                has_dropped = True
+                self._ready -= 1
+                self._release(slot, now_ns)
+        if has_dropped:
+            # Whose age counts now.
+            self._tidy(now_ns)
+        return top
+
+    def _tidy(self, now_ns: int) -> None:
+        """After a batch was taken: count anew what is ready, and give away the slots of sequences that are over."""
+        self._ready = 0
+        for slot in range(self._top + 1):
+            sequence = self._slots[slot]
+            if sequence is None:
+                continue
+            if sequence.waiting:
+                self._became_ready(sequence)
+            elif sequence.is_closed:
+                self._release(slot, now_ns)
+
+
+class OldestLane:
+    """One request of each sequence at a time goes to a batcher, which takes the oldest of them.
+
+    Invariants, for `check_invariants`:
+    - `_issued` holds the requests that are in the batcher or running; each is of another slot;
+    - `_is_busy[slot]` says that a request from that slot is among them;
+    - a sequence with requests waiting is in a busy slot;
+    - a closed sequence holds its slot only while requests of it wait.
+    """
+
+    is_exclusive = False
+
+    def __init__(
+        self,
+        index: int,
+        table: SequenceTable,
+        prepare: Prepare,
+        batcher: Batcher,
+        slot_count: int,
+    ) -> None:
+        self._index = index
+        self._table = table
+        self._prepare = prepare
+        self._batcher = batcher
+        self.slot_count = slot_count
+        self._slots: list[Sequence | None] = [None] * slot_count
+        self._is_busy = bytearray(slot_count)
+        self._issued: dict[InferenceRequest, Turn] = {}
+
+    def place(self, sequence: Sequence, now_ns: int) -> None:
+        self._slots[sequence.slot] = sequence
+        self._issue(sequence.slot, now_ns)
+
+    def arrived(self, sequence: Sequence, now_ns: int) -> None:
+        if not self._is_busy[sequence.slot]:
+            self._issue(sequence.slot, now_ns)
+
+    def closed(self, sequence: Sequence, now_ns: int) -> None:
+        if not sequence.waiting and self._slots[sequence.slot] is sequence:
+            self._release(sequence.slot, now_ns)
+            self._issue(sequence.slot, now_ns)
+
+    def queued(self) -> int:
+        return len(self._batcher)
+
+    def ready_at(self, now_ns: int) -> int:
+        return self._batcher.ready_at(now_ns)
+
+    def take(self, now_ns: int) -> Turns:
+        batch = self._batcher.take(now_ns)
+        for request in batch.dropped:
+            is_cancelled = request.cancellation.is_cancelled
+            reason = DropReason.CANCELLED if is_cancelled else DropReason.DEADLINE
+            self._drop_issued(request, reason, DropReason.CANCELLED, now_ns)
+        return [self._issued[request] for request in batch.requests]
+
+    def finished(self, turns: Turns, now_ns: int) -> None:
+        for turn in turns:
+            if turn is not None:
+                del self._issued[turn.request]
+                slot = turn.sequence.slot
+                self._is_busy[slot] = False
+                self._issue(slot, now_ns)
+
+    def abandon(self, now_ns: int) -> None:
+        lost = self.sequences()
+        for request in self._batcher.drain():
+            self._drop_issued(request, DropReason.INSTANCE_LOST, DropReason.INSTANCE_LOST, now_ns)
+        for sequence in lost:
+            if self._slots[sequence.slot] is sequence:
+                self._table.drop(sequence, DropReason.INSTANCE_LOST, DropReason.INSTANCE_LOST)
+                self._release(sequence.slot, now_ns)
+                self._issue(sequence.slot, now_ns)
+
+    def drain(self) -> list[InferenceRequest]:
+        waiting = self._batcher.drain()
+        for request in waiting:
+            del self._issued[request]
+        for sequence in self.sequences():
+            self._table.waiting_count -= len(sequence.waiting)
+            waiting += sequence.waiting
+            sequence.waiting.clear()
+        self._slots = [None] * self.slot_count
+        return waiting
+
+    def sequences(self) -> list[Sequence]:
+        return [sequence for sequence in self._slots if sequence is not None]
+
+    def check_invariants(self) -> None:
+        busy = [turn.sequence.slot for turn in self._issued.values()]
+        assert len(busy) == len(set(busy))
+        assert [slot for slot in range(self.slot_count) if self._is_busy[slot]] == sorted(busy)
+        for slot, sequence in enumerate(self._slots):
+            if sequence is None:
+                continue
+            assert (sequence.lane, sequence.slot) == (self._index, slot)
+            assert sequence.waiting or not sequence.is_closed
+            assert self._is_busy[slot] or not sequence.waiting
+
+    def _issue(self, slot: int, now_ns: int) -> None:
+        """Send the next request of a slot to the batcher, if there is one."""
+        while not self._is_busy[slot]:
+            sequence = self._slots[slot]
+            if sequence is None or not sequence.waiting:
+                return
+            if self._table.drop_if_abandoned(sequence, now_ns):
+                self._release(slot, now_ns)
+                continue
+            request = sequence.waiting.popleft()
+            self._table.waiting_count -= 1
+            self._prepare(request, sequence)
+            self._issued[request] = Turn(request, sequence)
+            self._is_busy[slot] = True
+            self._batcher.add(request, now_ns)
+            if sequence.is_closed and not sequence.waiting:
+                # Its last request has been sent; the next sequence's first waits until that is over.
+                self._release(slot, now_ns)
+
+    def _release(self, slot: int, now_ns: int) -> None:
+        """Give a slot to the next sequence, if one waits."""
+        self._slots[slot] = self._table.next_for_slot(self._index, slot, now_ns)
+
+    def _drop_issued(
+        self, request: InferenceRequest, reason: DropReason, others: DropReason, now_ns: int
+    ) -> None:
+        """The batcher has lost a request, and so a sequence is broken: the rest of it goes as well."""
+        sequence = self._issued.pop(request).sequence
+        slot = sequence.slot
+        self._is_busy[slot] = False
+        holds_slot = self._slots[slot] is sequence
+        sequence.waiting.appendleft(request)
+        self._table.waiting_count += 1
+        self._table.drop(sequence, reason, others)
+        if holds_slot:
+            self._release(slot, now_ns)
+        self._issue(slot, now_ns)
+
+
+def compared_shapes(spec: ModelSpec, request: InferenceRequest) -> object:
+    """What must be equal for two requests to share a batch (reference, section 6.3)."""
+    inputs = request.inputs
+    shapes = tuple(inputs[name].shape[1:] for name in spec.compared_inputs if name in inputs)
+    return (shapes, frozenset(inputs)) if spec.any_optional else shapes

@@ -1,0 +1,402 @@
+"""The driver of one sequence model's instances: the lock, the clock and the figures around pure decisions.
+
+Which request runs where and when is the sequence batcher's to decide. This does for sequences what `model_scheduler.py`
+does for requests that have nothing to do with each other. Knows nothing of names, versions or files.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Collection, Sequence
+
+from cantata.runtime.backends.backend import BackendInstance, RestartingInstance
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError, StatusCode, internal_error, unavailable
+from cantata.runtime.execution.execution import Execution
+from cantata.runtime.execution.worker_pool import ModelCode, WorkerPool
+from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.observe.snapshots import ModelStatistics
+from cantata.runtime.observe.statistics import (
+    REASON_BACKEND,
+    REASON_CANCELED,
+    REASON_REJECTED,
+    ComputeTimes,
+    StatisticsCounter,
+)
+from cantata.runtime.request import SEQUENCE_START, InferenceRequest
+from cantata.runtime.response import InferenceResponse
+from cantata.runtime.scheduling.batcher import NEVER
+from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
+from cantata.runtime.scheduling.model_scheduler import ScheduledInstance
+from cantata.runtime.scheduling.sequence_batcher import SequenceBatcher
+from cantata.runtime.scheduling.sequence_inputs import SequenceInputs
+from cantata.runtime.scheduling.sequence_lanes import Turns
+from cantata.runtime.scheduling.sequence_table import BACKLOG, Dropped, DropReason
+from cantata.runtime.scheduling.timer import Timer
+
+_log = logging.getLogger("cantata.scheduler")
+
+
+class SequenceScheduler:
+    """Queues the requests of one model version's sequences and runs its instances.
+
+    `_lock` guards the batcher, the instances, `_is_idle`, the two wake times and the statistics. It is never held
+    while a model runs or a response is sent.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        batcher: SequenceBatcher,
+        inputs: SequenceInputs,
+        workers: WorkerPool,
+        timer: Timer,
+    ) -> None:
+        self._spec = spec
+        self._batcher = batcher
+        self._inputs = inputs
+        self._workers = workers
+        self._timer = timer
+        self._lock = threading.Lock()
+        self._statistics = StatisticsCounter()
+        # By lane, both.
+        self._instances: list[ScheduledInstance] = []
+        self._is_idle: list[bool] = []
+        self._lanes: dict[ScheduledInstance, int] = {}
+        self._in_flight = InFlight()
+        # When the timer will next look at the lanes, and at what may expire; NEVER if it will not.
+        self._batch_wake_ns = NEVER
+        self._expiry_wake_ns = NEVER
+        # Why nothing can be executed now: every instance is away. None where some instance can.
+        self.unavailability: InferenceError | None = None
+
+    def add_instances(self, backend_instances: Sequence[BackendInstance]) -> None:
+        """Take instances that are ready to execute."""
+        now_ns = monotonic_ns()
+        added = [ScheduledInstance(self, backend_instance) for backend_instance in backend_instances]
+        with self._lock:
+            for instance in added:
+                self._lanes[instance] = self._batcher.add_lane(now_ns)
+                self._instances.append(instance)
+                self._is_idle.append(True)
+            ready = self._reserve_all(now_ns)
+        for instance in added:
+            if isinstance(instance.backend_instance, RestartingInstance):
+                watch = functools.partial(self._look_at, instance, instance.backend_instance)
+                instance.backend_instance.watch(watch)
+        for instance in ready:
+            self._workers.dispatch(instance)
+
+    def enqueue(self, request: InferenceRequest) -> None:
+        """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
+        self._inputs.check(request)
+        request.owner = self
+        now_ns = monotonic_ns()
+        request.queued_ns = now_ns
+        starts = bool(request.flags & SEQUENCE_START)
+        if self.unavailability is not None:
+            raise unavailable(self.unavailability.message)
+        # A sequence that has been started may end, also while the model is being stopped.
+        if not self._in_flight.enter(is_continuing=not starts and self._is_live(request)):
+            raise unavailable(f"{request.described_id()}{STOPPED}")
+        instance = None
+        try:
+            with self._lock:
+                is_conflict = starts and self._batcher.is_live(request.correlation_id)
+                lane = self._batcher.add(request, now_ns)
+                if lane != BACKLOG:
+                    instance = self._reserve(lane, now_ns)
+                if self._expiry_wake_ns == NEVER or request.timeout_us:
+                    self._wake_for_expiry()
+                dropped = self._batcher.take_dropped()
+        except InferenceError:
+            self._in_flight.leave()
+            raise
+        if is_conflict:
+            _log.warning(
+                "sequence %s for model '%s' has a conflict. The previous sequence did not end before this sequence "
+                "start. Previous sequence will be terminated early.",
+                request.correlation_id,
+                self._spec.model_name,
+            )
+        self._answer(dropped)
+        if instance is not None:
+            self._workers.dispatch(instance)
+
+    def run_instance(self, instance: ScheduledInstance) -> None:
+        """Run one batch in a reserved instance, answer its requests, and see what comes next. Never raises."""
+        start_ns = monotonic_ns()
+        lane = self._lanes[instance]
+        with self._lock:
+            turns = [] if instance.is_away else self._batcher.take(lane, start_ns)
+            dropped = self._batcher.take_dropped()
+            again = None
+            if not turns:
+                self._is_idle[lane] = True
+                again = self._reserve(lane, start_ns)
+        self._answer(dropped)
+        if not turns:
+            if again is not None:
+                self._workers.dispatch(again)
+            return
+        execution = self._execution(instance, turns, start_ns)
+        is_over = True
+        error: InferenceError | None = None
+        with ModelCode():
+            try:
+                is_over = instance.backend_instance.execute(execution)
+            except InferenceError as failure:
+                error = failure
+            except BaseException as failure:
+                _log.exception("model '%s' failed to execute a batch", self._spec.model_name)
+                error = internal_error(f"{type(failure).__name__}: {failure}")
+        if error is not None:
+            is_over = True
+            execution.fail_unanswered(error)
+        self._end_batch(instance, turns, execution, is_over)
+
+    def stop(self) -> None:
+        """Refuse new sequences from now on; those that were accepted go on."""
+        self._in_flight.stop()
+
+    def wait_until_idle(self, timeout_s: float | None) -> bool:
+        """Wait until no accepted request is unanswered; False when that took too long."""
+        return self._in_flight.wait_until_none(timeout_s)
+
+    @property
+    def in_flight(self) -> int:
+        """How many accepted requests are unanswered."""
+        return self._in_flight.count
+
+    def close(self) -> None:
+        """Stop, fail what is still queued, and close the instances. Call when idle, or when waiting is over."""
+        self._in_flight.stop()
+        with self._lock:
+            waiting = self._batcher.drain()
+            instances, self._instances = self._instances, []
+        for request in waiting:
+            self._refuse(request, unavailable(f"{request.described_id()}Server is stopping"), REASON_REJECTED)
+        for instance in instances:
+            try:
+                instance.backend_instance.close()
+            except Exception:
+                _log.exception("an instance of model '%s' could not be closed", self._spec.model_name)
+
+    def backend_instances(self) -> list[BackendInstance]:
+        """The instances, idle or not."""
+        with self._lock:
+            return [instance.backend_instance for instance in self._instances]
+
+    def statistics(self, name: str, version: str) -> ModelStatistics:
+        """The figures now."""
+        with self._lock:
+            return self._statistics.snapshot(name, version)
+
+    def failures(self) -> dict[str, int]:
+        """How many requests failed, by reason."""
+        with self._lock:
+            return dict(self._statistics.failures)
+
+    def pending(self) -> int:
+        """How many requests wait: for a slot, for their turn, or for an instance."""
+        with self._lock:
+            return len(self._batcher)
+
+    def responded(self, request: InferenceRequest, response: InferenceResponse | None, final: bool) -> None:
+        """Account for a response that a model sent by itself (RequestOwner)."""
+        now_ns = monotonic_ns()
+        computed_ns = now_ns - request.started_ns
+        error = None if response is None else response.error
+        with self._lock:
+            statistics = self._statistics
+            statistics.count_response(
+                request.response_count,
+                infer_ns=computed_ns,
+                output_ns=0,
+                is_empty=response is None,
+                is_failure=error is not None,
+            )
+            if not final:
+                return
+            if error is None:
+                times = request.times = ComputeTimes(0, computed_ns, 0)
+                statistics.count_success(request, request.started_ns, times, now_ns)
+            else:
+                statistics.count_failure(request, error.code, REASON_BACKEND, now_ns)
+        self._in_flight.leave()
+
+    def _is_live(self, request: InferenceRequest) -> bool:
+        with self._lock:
+            return self._batcher.is_live(request.correlation_id)
+
+    def _execution(self, instance: ScheduledInstance, turns: Turns, start_ns: int) -> Execution:
+        """A batch with requests that stand for nobody in the places that no request has."""
+        requests: list[InferenceRequest] = []
+        if None in turns:
+            first = next(turn.request for turn in turns if turn is not None)
+            null_request = self._inputs.null_request(first)
+            requests = [null_request if turn is None else turn.request for turn in turns]
+        else:
+            requests = [turn.request for turn in turns if turn is not None]
+        for request in requests:
+            request.started_ns = start_ns
+        finish = functools.partial(self._finish_later, instance, turns)
+        return Execution(self._spec, requests, len(requests), start_ns, finish, instance)
+
+    def _reserve(self, lane: int, now_ns: int) -> ScheduledInstance | None:
+        """A lane's instance if a batch is ready for it, else None; the caller holds the lock."""
+        if not self._is_idle[lane] or self._instances[lane].is_away:
+            return None
+        ready_ns = self._batcher.ready_at(lane, now_ns)
+        if ready_ns == NEVER:
+            return None
+        if ready_ns <= now_ns:
+            self._is_idle[lane] = False
+            return self._instances[lane]
+        if self._batch_wake_ns == NEVER or ready_ns < self._batch_wake_ns:
+            self._batch_wake_ns = ready_ns
+            self._timer.call_at(ready_ns, functools.partial(self._wake, ready_ns))
+        return None
+
+    def _reserve_all(self, now_ns: int) -> list[ScheduledInstance]:
+        reserved = (self._reserve(lane, now_ns) for lane in range(len(self._instances)))
+        return [instance for instance in reserved if instance is not None]
+
+    def _look_at(self, instance: ScheduledInstance, backend_instance: RestartingInstance) -> None:
+        """An instance has gone away, and what it knew of its sequences with it, or has come back."""
+        now_ns = monotonic_ns()
+        next_instance = None
+        with self._lock:
+            error = backend_instance.unavailability()
+            was_away, instance.is_away = instance.is_away, error is not None
+            lane = self._lanes[instance]
+            if error is not None and not was_away:
+                self._batcher.instance_lost(lane, now_ns)
+            if not all(other.is_away for other in self._instances):
+                self.unavailability = None
+            elif error is not None:
+                text = f"model '{self._spec.model_name}' has no instance that runs until it is restarted: "
+                self.unavailability = unavailable(text + error.message)
+            if self._instances:
+                next_instance = self._reserve(lane, now_ns)
+            dropped = self._batcher.take_dropped()
+        self._answer(dropped)
+        if next_instance is not None:
+            self._workers.dispatch(next_instance)
+
+    def _wake(self, armed_ns: int) -> None:
+        with self._lock:
+            if armed_ns != self._batch_wake_ns:
+                # It has been called earlier, for another batch.
+                return
+            self._batch_wake_ns = NEVER
+            ready = self._reserve_all(monotonic_ns())
+        for instance in ready:
+            self._workers.dispatch(instance)
+
+    def _wake_for_expiry(self) -> None:
+        """Have the timer look at what expires; the caller holds the lock."""
+        expires_ns = self._batcher.expires_at()
+        if expires_ns == NEVER or NEVER < self._expiry_wake_ns <= expires_ns:
+            return
+        self._expiry_wake_ns = expires_ns
+        self._timer.call_at(expires_ns, functools.partial(self._expire, expires_ns))
+
+    def _expire(self, armed_ns: int) -> None:
+        now_ns = monotonic_ns()
+        with self._lock:
+            if armed_ns != self._expiry_wake_ns:
+                return
+            self._expiry_wake_ns = NEVER
+            self._batcher.expire(now_ns)
+            ready = self._reserve_all(now_ns)
+            self._wake_for_expiry()
+            dropped = self._batcher.take_dropped()
+        for instance in ready:
+            self._workers.dispatch(instance)
+        self._answer(dropped)
+
+    def _end_batch(
+        self, instance: ScheduledInstance, turns: Turns, execution: Execution, is_over: bool
+    ) -> None:
+        end_ns = monotonic_ns()
+        execution.instance = None
+        instance.ran_for(end_ns - execution.start_ns)
+        lane = self._lanes[instance]
+        next_instance = None
+        dropped: Collection[Dropped] = ()
+        with self._lock:
+            if is_over:
+                self._finish(lane, turns, execution, end_ns)
+                dropped = self._batcher.take_dropped()
+            if is_over or not self._batcher.is_exclusive(lane):
+                self._is_idle[lane] = True
+                next_instance = self._reserve(lane, end_ns)
+        if is_over:
+            execution.send_responses()
+        self._answer(dropped)
+        if next_instance is not None:
+            self._workers.dispatch(next_instance)
+
+    def _finish_later(self, instance: ScheduledInstance, turns: Turns, execution: Execution) -> None:
+        """End a batch that went on in the background."""
+        end_ns = monotonic_ns()
+        lane = self._lanes[instance]
+        with self._lock:
+            self._finish(lane, turns, execution, end_ns)
+            if self._batcher.is_exclusive(lane):
+                self._is_idle[lane] = True
+            next_instance = self._reserve(lane, end_ns)
+            dropped = self._batcher.take_dropped()
+        execution.send_responses()
+        self._answer(dropped)
+        if next_instance is not None:
+            self._workers.dispatch(next_instance)
+
+    def _finish(self, lane: int, turns: Turns, execution: Execution, end_ns: int) -> None:
+        """Tell the batcher that a batch is over, and count it; the caller holds the lock."""
+        rescheduled = execution.rescheduled_requests()
+        for request in rescheduled:
+            request.queued_ns = end_ns
+        self._batcher.finished(lane, turns, rescheduled, end_ns)
+        times = execution.times(end_ns)
+        statistics = self._statistics
+        statistics.count_execution(execution.batch_size, times, padding=turns.count(None))
+        answered = 0
+        for turn, response in zip(turns, execution.responses, strict=True):
+            if response is None or turn is None:
+                continue
+            request = turn.request
+            # Accounted for here, with its batch, and not again when the response is sent.
+            request.owner = None
+            request.times = times
+            answered += 1
+            if response.error is None:
+                statistics.count_success(request, execution.start_ns, times, end_ns)
+            else:
+                statistics.count_failure(request, response.error.code, REASON_BACKEND, end_ns)
+        self._in_flight.leave(answered)
+
+    def _answer(self, dropped: Collection[Dropped]) -> None:
+        """Answer requests that will not run."""
+        for request, reason in dropped:
+            if reason is DropReason.CANCELLED:
+                self._refuse(request, InferenceError(StatusCode.CANCELLED, ""), REASON_CANCELED)
+            elif reason is DropReason.DEADLINE:
+                self._refuse(request, unavailable("Request timeout expired"), REASON_REJECTED)
+            elif reason is DropReason.INSTANCE_LOST:
+                lost = unavailable("the model instance that ran this sequence has failed")
+                self._refuse(request, lost, REASON_BACKEND)
+            else:
+                expired = unavailable("timeout of the corresponding sequence has been expired")
+                self._refuse(request, expired, REASON_REJECTED)
+
+    def _refuse(self, request: InferenceRequest, error: InferenceError, reason: str) -> None:
+        """Answer a request that leaves the queue without running."""
+        request.owner = None
+        with self._lock:
+            self._statistics.count_failure(request, error.code, reason, monotonic_ns())
+        self._in_flight.leave()
+        request.fail(error)
