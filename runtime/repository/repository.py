@@ -154,15 +154,18 @@ class ModelRepository:
 
         self._retirement.hold(load_set.versions())
         entries = {name: _entry_after(entry, before.get(name)) for name, entry in load_set.entries.items()}
+        # Those that are leaving already were let go by an earlier change.
         leaving = [
-            version for name in entries for version in before.get(name, ModelEntry()).versions.values()
+            version
+            for name in entries
+            for version in before.get(name, ModelEntry()).versions.values()
+            if version.is_ready
         ]
         for version in leaving:
-            if version.is_ready:
-                version.state = ModelState.UNLOADING
+            version.state = ModelState.UNLOADING
         self._registry.replace(entries | refused)
         self._remember(prepared, explicit, removed)
-        self._retirement.retire(version for version in leaving if version.state is ModelState.UNLOADING)
+        self._retirement.retire(leaving)
 
     def _withdraw_failed(
         self, load_set: LoadSet, names: Iterable[str], before: Mapping[str, ModelEntry]

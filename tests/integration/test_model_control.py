@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -201,3 +202,42 @@ def test_reloads_under_load_fail_nothing_and_mix_nothing(repository: Path) -> No
         for thread in threads:
             thread.join()
     assert wrong == []
+
+
+def test_a_model_may_be_loaded_again_while_it_is_still_leaving(repository: Path) -> None:
+    slow = """
+    def initialize(self, args):
+        self.finalized = 0
+
+    def execute(self, requests):
+        import os
+        os.read(int(os.environ["GATE_OF_TEST"]), 1)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.zeros(1, np.float32))]) for _ in requests]
+
+    def finalize(self):
+        self.finalized += 1
+        assert self.finalized == 1
+    """
+    write_model(repository, "slow", python_config([IN], [OUT]), slow)
+    reader, writer = os.pipe()
+    os.environ["GATE_OF_TEST"] = str(reader)
+    try:
+        with Controlled(repository, "slow") as server:
+            old = server.core.model("slow")
+            answers: list[float] = []
+            caller = threading.Thread(target=lambda: answers.append(server.value("slow")))
+            caller.start()
+            while not old.scheduler.in_flight:
+                os.sched_yield()
+            server.core.unload_model("slow")
+            server.core.load_model("slow")
+            assert server.core.model("slow") is not old
+            server.core.unload_model("slow")
+            os.write(writer, b".")
+            caller.join()
+        assert answers == [0.0]
+        assert (old.state.value, old.reason) == ("UNAVAILABLE", "unloaded")
+    finally:
+        del os.environ["GATE_OF_TEST"]
+        os.close(reader)
+        os.close(writer)
