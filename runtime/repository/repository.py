@@ -161,9 +161,13 @@ class ModelRepository:
             for version in before.get(name, ModelEntry()).versions.values()
             if version.is_ready
         ]
+        # A version that is replaced is READY until the new one is found in its place: no request falls between.
+        for version in leaving:
+            if entries[version.name].versions.get(version.version) is version:
+                version.state = ModelState.UNLOADING
+        self._registry.replace(entries | refused)
         for version in leaving:
             version.state = ModelState.UNLOADING
-        self._registry.replace(entries | refused)
         self._remember(prepared, explicit, removed)
         self._retirement.retire(leaving)
 
