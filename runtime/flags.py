@@ -108,6 +108,7 @@ SERVE_FLAGS: tuple[Flag, ...] = (
             "how long accepted requests may take to finish when the server stops",
         ),
         ("strict-readiness", _B, "true", "be ready only while every model is"),
+        ("allow-client-shm", _B, "false", "let clients pass tensors in shared memory"),
     ),
     *_flags(
         "HTTP",

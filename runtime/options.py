@@ -27,4 +27,5 @@ class ServerOptions:
     model_config_name: str = ""
     model_load_thread_count: int = 4
     exit_timeout_secs: float = 30.0
+    allow_client_shm: bool = False
     backend_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

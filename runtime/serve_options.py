@@ -87,6 +87,7 @@ def _server_options(flags: _Flags) -> ServerOptions:
         model_config_name=flags.text("model-config-name"),
         model_load_thread_count=thread_count,
         exit_timeout_secs=float(flags.text("exit-timeout-secs")),
+        allow_client_shm=flags.truth("allow-client-shm"),
         backend_config=_backend_config(flags.all("backend-config")),
     )
 

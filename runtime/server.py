@@ -21,6 +21,7 @@ from cantata.runtime.repository.registry import FailedVersion, ModelIndexEntry, 
 from cantata.runtime.repository.repository import ModelRepository
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.scheduling.timer import Timer
+from cantata.runtime.shared_memory import SharedMemory
 from cantata.runtime.version import VERSION
 
 _log = logging.getLogger("cantata.server")
@@ -31,6 +32,8 @@ EXTENSIONS = (
     "model_repository",
     "model_repository(unload_dependents)",
     "model_configuration",
+    "system_shared_memory",
+    "cuda_shared_memory",
     "binary_tensor_data",
     "parameters",
     "statistics",
@@ -52,6 +55,7 @@ class Server:
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self.workers = WorkerPool()
+        self.shared_memory = SharedMemory(options.allow_client_shm)
         self._timer = Timer()
         self._registry = Registry()
         self._loader = ModelLoader(options.backend_config, _Services(self), self.workers, self._timer)

@@ -238,9 +238,7 @@ def test_models_are_not_loaded_by_request(channel: grpc.Channel, method: str) ->
     )
 
 
-@pytest.mark.parametrize(
-    "method", ["SystemSharedMemoryStatus", "CudaSharedMemoryRegister", "TraceSetting", "LogSettings"]
-)
+@pytest.mark.parametrize("method", ["TraceSetting", "LogSettings"])
 def test_a_method_that_is_not_offered_says_so(channel: grpc.Channel, method: str) -> None:
     code, text = refusal(channel, method, b"")
     assert code is grpc.StatusCode.UNIMPLEMENTED

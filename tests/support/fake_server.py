@@ -26,6 +26,7 @@ from cantata.runtime.observe.snapshots import (
 )
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
+from cantata.runtime.shared_memory import SharedMemory
 from cantata.runtime.tensor import Tensor
 
 Compute = Callable[[InferenceRequest], Iterable[InferenceResponse]]
@@ -103,6 +104,7 @@ class FakeServer:
 
     def __init__(self, *models: FakeModel) -> None:
         self.workers = WorkerPool()
+        self.shared_memory = SharedMemory(allows_clients=True)
         self.submitted: deque[InferenceRequest] = deque(maxlen=1000)
         self.submitted_on: deque[str] = deque(maxlen=1000)
         self.is_exiting = False

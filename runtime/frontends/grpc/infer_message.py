@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from cantata.grammars import messages
 from cantata.runtime.datatypes import BY_WIRE_NAME, DataType
 from cantata.runtime.frontends.grpc.wire import LENGTH_DELIMITED, MalformedMessageError, field, read_varint
+from cantata.runtime.shared_memory import RegionLease
 
 # Fields of ModelInferRequest (reference, section 2), as their tag bytes.
 _MODEL_NAME: Final = 1 << 3 | LENGTH_DELIMITED
@@ -70,9 +71,21 @@ class OutputHeader:
 
 
 class InferMessage:
-    """The fields of a ModelInferRequest. `parameters` is protobuf's map, None where it is empty."""
+    """The fields of a ModelInferRequest. `parameters` is protobuf's map, None where it is empty.
 
-    __slots__ = ("id", "inputs", "model_name", "model_version", "outputs", "parameters", "raw_contents")
+    `regions` are the shared memory that its tensors turn out to lie in, None where they lie in none.
+    """
+
+    __slots__ = (
+        "id",
+        "inputs",
+        "model_name",
+        "model_version",
+        "outputs",
+        "parameters",
+        "raw_contents",
+        "regions",
+    )
 
     def __init__(self) -> None:
         self.model_name = ""
@@ -82,6 +95,7 @@ class InferMessage:
         self.inputs: list[InputHeader] = []
         self.outputs: list[OutputHeader] = []
         self.raw_contents: list[bytes | memoryview] = []
+        self.regions: RegionLease | None = None
 
 
 def decode_infer_message(message: bytes) -> InferMessage:

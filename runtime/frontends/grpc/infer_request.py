@@ -12,8 +12,9 @@ from typing import Any, Final
 import numpy as np
 
 from cantata.runtime.datatypes import NUMPY_DTYPES, DataType
-from cantata.runtime.errors import InferenceError, invalid_argument, not_found
+from cantata.runtime.errors import invalid_argument
 from cantata.runtime.frontends.grpc.infer_message import InferMessage, InputHeader
+from cantata.runtime.frontends.grpc.regions import region_part, regions_of
 from cantata.runtime.model_spec import shape_text
 from cantata.runtime.request import (
     SEQUENCE_END,
@@ -23,6 +24,7 @@ from cantata.runtime.request import (
     ResponseSender,
 )
 from cantata.runtime.response import ParameterValue
+from cantata.runtime.shared_memory import SharedMemory
 from cantata.runtime.tensor import RawTensorError, Tensor, encode_bytes_elements, tensor_of_raw
 
 EMPTY_FINAL_PARAMETER: Final = "triton_enable_empty_final_response"
@@ -69,16 +71,20 @@ def build_request(
     received_ns: int,
     deadline_ns: int,
     cancellation: Cancellation | None,
+    memory: SharedMemory,
 ) -> InferenceRequest:
-    """The request that `message` makes. Raises InferenceError, mostly INVALID_ARG, where it makes none."""
+    """The request that `message` makes. Raises InferenceError, mostly INVALID_ARG, where it makes none.
+
+    Either way the caller releases `message.regions` where there are any.
+    """
     request = InferenceRequest(
         message.model_name,
-        _decode_inputs(message),
+        _decode_inputs(message, memory),
         sender,
         received_ns,
         model_version=model_version,
         id=message.id,
-        requested_outputs=_decode_outputs(message) if message.outputs else (),
+        requested_outputs=_decode_outputs(message, memory) if message.outputs else (),
         deadline_ns=deadline_ns,
         cancellation=cancellation,
     )
@@ -98,22 +104,23 @@ def _described(message: InferMessage) -> str:
     return f"[request id: {message.id or '<id_unknown>'}] "
 
 
-def _decode_outputs(message: InferMessage) -> tuple[str, ...]:
+def _decode_outputs(message: InferMessage, memory: SharedMemory) -> tuple[str, ...]:
     names: list[str] = []
     for output in message.outputs:
         if output.name in names:
             raise invalid_argument(f"{_described(message)}output '{output.name}' already exists in request")
         names.append(output.name)
-        if output.parameters is not None and "shared_memory_region" in output.parameters:
-            raise _unknown_region(output.parameters["shared_memory_region"].string_param)
+        if output.parameters is None:
+            continue
+        part = region_part(output.parameters, output.name)
+        if part is not None:
+            if "classification" in output.parameters:
+                raise invalid_argument("Output can't set both 'shared_memory_region' and 'classification'")
+            regions_of(message, memory).place_output(output.name, *part)
     return tuple(names)
 
 
-def _unknown_region(name: str) -> InferenceError:
-    return not_found(f"Unable to find shared memory region: '{name}'")
-
-
-def _decode_inputs(message: InferMessage) -> dict[str, Tensor]:
+def _decode_inputs(message: InferMessage, memory: SharedMemory) -> dict[str, Tensor]:
     inputs: dict[str, Tensor] = {}
     raw_contents = message.raw_contents
     raw_index = 0
@@ -121,31 +128,38 @@ def _decode_inputs(message: InferMessage) -> dict[str, Tensor]:
         name = header.name
         if name in inputs:
             raise invalid_argument(f"{_described(message)}input '{name}' already exists in request")
-        if not header.is_plain:
-            _check_header(message, header)
-        if header.contents is not None:
-            raw: bytes | memoryview = _typed_contents(message, header)
-        elif raw_index < len(raw_contents):
+        raw = None if header.is_plain else _special_contents(message, header, memory)
+        if raw is None:
+            if raw_index >= len(raw_contents):
+                raise invalid_argument(
+                    f"unable to find data for input tensor '{name}' for model '{message.model_name}' in request."
+                )
             raw = raw_contents[raw_index]
             raw_index += 1
-        else:
-            raise invalid_argument(
-                f"unable to find data for input tensor '{name}' for model '{message.model_name}' in request."
-            )
         inputs[name] = _tensor(message, header, raw)
     return inputs
+
+
+def _special_contents(
+    message: InferMessage, header: InputHeader, memory: SharedMemory
+) -> bytes | memoryview | None:
+    """The bytes of an input in shared memory or in typed contents, None where they are the next of the raw contents."""
+    part = None if header.parameters is None else region_part(header.parameters, header.name)
+    if part is None:
+        _check_header(message, header)
+        return None if header.contents is None else _typed_contents(message, header)
+    if header.contents is not None:
+        raise invalid_argument(
+            f"unexpected 'content' provided when using shared memory for input tensor '{header.name}' "
+            f"for model '{message.model_name}'"
+        )
+    _check_header(message, header)
+    return regions_of(message, memory).input(*part)
 
 
 def _check_header(message: InferMessage, header: InputHeader) -> None:
     """What may be said against an input before its data is looked at."""
     name, model_name = header.name, message.model_name
-    if header.parameters is not None and "shared_memory_region" in header.parameters:
-        if header.contents is not None:
-            raise invalid_argument(
-                f"unexpected 'content' provided when using shared memory for input tensor '{name}' "
-                f"for model '{model_name}'"
-            )
-        raise _unknown_region(header.parameters["shared_memory_region"].string_param)
     if header.datatype is None:
         raise invalid_argument(
             f"{_described(message)}inference input '{name}' data-type is '{header.datatype_name}', "

@@ -13,6 +13,7 @@ from cantata.grammars import messages
 from cantata.runtime.datatypes import DataType
 from cantata.runtime.frontends.grpc.wire import field, varint
 from cantata.runtime.response import InferenceResponse, ParameterValue
+from cantata.runtime.shared_memory import RegionLease
 
 # Fields of ModelInferResponse and ModelStreamInferResponse (reference, section 2).
 _MODEL_NAME, _MODEL_VERSION, _ID, _OUTPUTS = 1, 2, 3, 5
@@ -23,14 +24,19 @@ _INFER_RESPONSE_TAG: Final = b"\x12"
 _REMEMBERED: Final = 1024
 
 
-def encode_infer_response(response: InferenceResponse) -> bytes:
-    """A ModelInferResponse; its outputs are in raw_output_contents, index for index."""
-    return b"".join(_parts(response))
+def encode_infer_response(response: InferenceResponse, regions: RegionLease | None = None) -> bytes:
+    """A ModelInferResponse; its outputs are in raw_output_contents, index for index.
+
+    Those that `regions` holds are written there, and their contents here are empty.
+    """
+    return b"".join(_parts(response, regions))
 
 
-def encode_stream_response(response: InferenceResponse, final: bool) -> bytes:
+def encode_stream_response(
+    response: InferenceResponse, final: bool, regions: RegionLease | None = None
+) -> bytes:
     """A ModelStreamInferResponse that carries `response`, marked with whether it is its request's last."""
-    parts = _parts(response)
+    parts = _parts(response, regions)
     parts.append(_FINAL if final else _NOT_FINAL)
     return b"".join((_INFER_RESPONSE_TAG, varint(sum(map(len, parts))), *parts))
 
@@ -52,7 +58,7 @@ def encode_stream_failure(text: str, model_name: str, model_version: str, id: st
     return field(_ERROR_MESSAGE, text.encode()) + field(2, inner)
 
 
-def _parts(response: InferenceResponse) -> list[bytes | memoryview]:
+def _parts(response: InferenceResponse, regions: RegionLease | None) -> list[bytes | memoryview]:
     parts: list[bytes | memoryview] = [_model_identity(response.model_name, response.model_version)]
     if response.id:
         parts.append(_id(response.id))
@@ -60,7 +66,11 @@ def _parts(response: InferenceResponse) -> list[bytes | memoryview]:
         parts.append(_encode_parameters(response.parameters))
     contents: list[bytes | memoryview] = []
     for name, tensor in response.outputs.items():
-        raw = tensor.raw_bytes()
+        if regions is not None and regions.holds_output(name):
+            regions.write_output(name, tensor)
+            raw: bytes | memoryview = b""
+        else:
+            raw = tensor.raw_bytes()
         parts.append(_output_header(name, tensor.datatype, tensor.array.shape))
         contents.append(_RAW_OUTPUT_CONTENTS_TAG)
         contents.append(varint(len(raw)))

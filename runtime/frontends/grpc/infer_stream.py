@@ -27,8 +27,9 @@ from cantata.runtime.frontends.grpc.request_errors import as_inference_error
 from cantata.runtime.frontends.grpc.response_order import Place, ResponseOrder
 from cantata.runtime.frontends.grpc.wire import MalformedMessageError
 from cantata.runtime.frontends.status_codes import GRPC_CODES
-from cantata.runtime.request import Cancellation
+from cantata.runtime.request import Cancellation, InferenceRequest
 from cantata.runtime.response import InferenceResponse
+from cantata.runtime.shared_memory import RegionLease
 
 # With this metadata a client asks that the first error end the call with its status.
 _ERROR_ENDS_CALL: Final = "triton_grpc_error"
@@ -74,13 +75,22 @@ class InferStream:
             self._service.check_accepting()
             request.wants_empty_final = model.is_decoupled and wants_empty_final(decoded)
             request.classes = requested_classes(decoded, model)
-            self._service.server.submit(
-                build_request(decoded, version, request, received_ns, self._deadline_ns, self._cancellation)
-            )
+            self._service.server.submit(self._build(decoded, version, request, received_ns))
         except Exception as error:
             self._refuse(request, as_inference_error(error))
         else:
             self._service.loop.gather()
+
+    def _build(
+        self, decoded: InferMessage, version: int, sender: _StreamedRequest, received_ns: int
+    ) -> InferenceRequest:
+        memory = self._service.server.shared_memory
+        try:
+            return build_request(
+                decoded, version, sender, received_ns, self._deadline_ns, self._cancellation, memory
+            )
+        finally:
+            sender.regions = decoded.regions
 
     def on_half_close(self) -> None:
         with self._stream.lock:
@@ -131,6 +141,7 @@ class InferStream:
 
     def _refuse(self, request: _StreamedRequest, error: InferenceError) -> None:
         """Answer a request that was not accepted."""
+        request.release_regions()
         if not request.has_entered:
             self._enter(request, is_decoupled=False)
         self.fail(request, error, encode_stream_error(error.message, request.id), final=True)
@@ -156,6 +167,7 @@ class _StreamedRequest:
         "has_entered",
         "id",
         "place",
+        "regions",
         "wants_empty_final",
     )
 
@@ -169,9 +181,11 @@ class _StreamedRequest:
         self.has_entered = False
         self.wants_empty_final = False
         self.classes: RequestedClasses | None = None
+        self.regions: RegionLease | None = None
 
     def send(self, response: InferenceResponse | None, final: bool) -> None:
         if response is None:
+            self.release_regions()
             message = None
             if self.wants_empty_final:
                 message = encode_empty_final(self._model_name, self._model_version, self.id)
@@ -182,15 +196,24 @@ class _StreamedRequest:
             try:
                 if self.classes is not None:
                     response = self.classes.applied_to(response)
-                message = encode_stream_response(response, final)
+                message = encode_stream_response(response, final, self.regions)
             except Exception as error:
                 self._fail(as_inference_error(error), final)
             else:
+                if final:
+                    self.release_regions()
                 self._stream.deliver(self, message, final)
 
     def wait_until_ready(self) -> None:
         self._stream.wait_until_ready()
 
+    def release_regions(self) -> None:
+        """The request uses no shared memory any more."""
+        if self.regions is not None:
+            self.regions.release()
+
     def _fail(self, error: InferenceError, final: bool) -> None:
+        if final:
+            self.release_regions()
         message = encode_stream_failure(error.message, self._model_name, self._model_version, self.id, final)
         self._stream.fail(self, error, message, final)

@@ -13,6 +13,7 @@ from cantata.runtime.frontends.grpc.call_loop import CallLoop, Route
 from cantata.runtime.frontends.grpc.health import HealthService
 from cantata.runtime.frontends.grpc.infer_stream import InferStream
 from cantata.runtime.frontends.grpc.inference import InferenceService
+from cantata.runtime.frontends.grpc.memory_service import MemoryService
 from cantata.runtime.frontends.grpc.options import GrpcOptions
 from cantata.runtime.frontends.grpc.reflection import ReflectionStream
 from cantata.runtime.frontends.grpc.service import ServerService, unsupported_handler
@@ -28,6 +29,7 @@ class GrpcServer:
         self._inference = InferenceService(server, self._loop, options)
         self._health = HealthService(server, self._loop)
         self._service = ServerService(server)
+        self._memory = MemoryService(server.shared_memory)
 
     @property
     def port(self) -> int:
@@ -57,7 +59,7 @@ class GrpcServer:
             for path in METHODS
             if path.startswith(service.PREFIX)
         }
-        for name, handler in self._service.quick_handlers().items():
+        for name, handler in (self._service.quick_handlers() | self._memory.handlers()).items():
             routes[service.PREFIX + name] = self._unary(handler)
         for name, handler in self._service.slow_handlers().items():
             routes[service.PREFIX + name] = self._unary(handler, is_quick=False)

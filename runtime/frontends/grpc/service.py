@@ -6,24 +6,21 @@ Each takes a serialised request and returns a serialised response, or raises Inf
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from cantata.grammars import messages
 from cantata.runtime.errors import invalid_argument, unavailable, unsupported
+from cantata.runtime.frontends.grpc.handlers import serialised
 from cantata.runtime.frontends.grpc.infer_request import parse_model_version
 from cantata.runtime.frontends.grpc.unary import Handler
-from cantata.runtime.frontends.grpc.wire import MalformedMessageError
 from cantata.runtime.model_spec import TensorSpec
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.server import Server
 
 PREFIX = "/inference.GRPCInferenceService/"
-
-RequestT = TypeVar("RequestT", bound=Message)
 
 
 class ServerService:
@@ -35,21 +32,21 @@ class ServerService:
     def slow_handlers(self) -> dict[str, Handler]:
         """What answers the methods that load and unload models, by their names."""
         return {
-            "RepositoryModelLoad": _serialised(messages.RepositoryModelLoadRequest, self._load_model),
-            "RepositoryModelUnload": _serialised(messages.RepositoryModelUnloadRequest, self._unload_model),
+            "RepositoryModelLoad": serialised(messages.RepositoryModelLoadRequest, self._load_model),
+            "RepositoryModelUnload": serialised(messages.RepositoryModelUnloadRequest, self._unload_model),
         }
 
     def quick_handlers(self) -> dict[str, Handler]:
         """What answers the other methods, by their names."""
         return {
-            "ServerLive": _serialised(messages.ServerLiveRequest, self._server_live),
-            "ServerReady": _serialised(messages.ServerReadyRequest, self._server_ready),
-            "ModelReady": _serialised(messages.ModelReadyRequest, self._model_ready),
-            "ServerMetadata": _serialised(messages.ServerMetadataRequest, self._server_metadata),
-            "ModelMetadata": _serialised(messages.ModelMetadataRequest, self._model_metadata),
-            "ModelConfig": _serialised(messages.ModelConfigRequest, self._model_config),
-            "ModelStatistics": _serialised(messages.ModelStatisticsRequest, self._model_statistics),
-            "RepositoryIndex": _serialised(messages.RepositoryIndexRequest, self._repository_index),
+            "ServerLive": serialised(messages.ServerLiveRequest, self._server_live),
+            "ServerReady": serialised(messages.ServerReadyRequest, self._server_ready),
+            "ModelReady": serialised(messages.ModelReadyRequest, self._model_ready),
+            "ServerMetadata": serialised(messages.ServerMetadataRequest, self._server_metadata),
+            "ModelMetadata": serialised(messages.ModelMetadataRequest, self._model_metadata),
+            "ModelConfig": serialised(messages.ModelConfigRequest, self._model_config),
+            "ModelStatistics": serialised(messages.ModelStatisticsRequest, self._model_statistics),
+            "RepositoryIndex": serialised(messages.RepositoryIndexRequest, self._repository_index),
         }
 
     def _server_live(self, _request: messages.ServerLiveRequest) -> Message:
@@ -135,20 +132,6 @@ def unsupported_handler(method: str) -> Handler:
         raise unsupported(f"{method} is not supported by this server")
 
     return refuse
-
-
-def _serialised(request_type: type[RequestT], answer: Callable[[RequestT], Message]) -> Handler:
-    """`answer` over bytes instead of messages."""
-
-    def handle(message: bytes) -> bytes:
-        try:
-            request = request_type.FromString(message)
-        except DecodeError as error:
-            raise MalformedMessageError(str(error)) from None
-        response: bytes = answer(request).SerializeToString()
-        return response
-
-    return handle
 
 
 def _check_no_repository_name(name: str) -> None:

@@ -24,6 +24,7 @@ from cantata.runtime.frontends.grpc.request_errors import as_inference_error
 from cantata.runtime.frontends.status_codes import GRPC_CODES
 from cantata.runtime.request import Cancellation
 from cantata.runtime.response import InferenceResponse
+from cantata.runtime.shared_memory import RegionLease
 
 _NO_MESSAGE: Final = "the call carried no request"
 
@@ -84,6 +85,7 @@ class InferCall:
         "_is_answered",
         "_is_watched",
         "_lock",
+        "_regions",
         "_service",
     )
 
@@ -96,6 +98,7 @@ class InferCall:
         self._is_answered = False
         self._cancellation: Cancellation | None = None
         self._classes: RequestedClasses | None = None
+        self._regions: RegionLease | None = None
         # Responses that were not final; there should be none.
         self._earlier: list[InferenceResponse] | None = None
         core_calls.receive_message(self._call, self._on_message)
@@ -150,7 +153,12 @@ class InferCall:
         if decoded.outputs:
             self._classes = requested_classes(decoded, model)
         deadline_ns = core_calls.deadline_ns_of(self._details)
-        request = build_request(decoded, version, self, received_ns, deadline_ns, None)
+        try:
+            request = build_request(
+                decoded, version, self, received_ns, deadline_ns, None, service.server.shared_memory
+            )
+        finally:
+            self._regions = decoded.regions
         self._cancellation = request.cancellation
         service.server.submit(request)
 
@@ -161,13 +169,15 @@ class InferCall:
         try:
             if self._classes is not None:
                 response = self._classes.applied_to(response)
-            message = encode_infer_response(response)
+            message = encode_infer_response(response, self._regions)
         except Exception as error:
             self._fail(as_inference_error(error))
             return
         if len(message) > MAX_MESSAGE_BYTES:
             self._fail(internal_error(f"the response has {len(message)} bytes, more than gRPC can carry"))
             return
+        if self._regions is not None:
+            self._regions.release()
         service = self._service
         core_calls.reply(
             self._call,
@@ -178,6 +188,8 @@ class InferCall:
         )
 
     def _fail(self, error: InferenceError) -> None:
+        if self._regions is not None:
+            self._regions.release()
         core_calls.reply_status(
             self._call,
             GRPC_CODES[error.code],

@@ -33,6 +33,7 @@ from cantata.runtime.frontends.http.restriction import Restrictions
 from cantata.runtime.repository.model_version import ModelVersion
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse, ParameterValue
+from cantata.runtime.shared_memory import RegionLease
 
 if TYPE_CHECKING:
     from cantata.runtime.server import Server
@@ -112,6 +113,7 @@ class InferRoute:
 
     def _submit(self, exchange: Exchange, model_name: str, model_version: int) -> None:
         received_ns = monotonic_ns()
+        regions: RegionLease | None = None
         try:
             if self.is_stopping:
                 raise unavailable("Server not ready")
@@ -119,6 +121,9 @@ class InferRoute:
             if model.is_decoupled:
                 raise unsupported("HTTP end point doesn't support models with decoupled transaction policy")
             body = self._decode(exchange, model)
+            regions = body.regions
+            if self._forwarded is not None:
+                self._forward_headers(exchange, body)
             sender = _InferAnswer(self, exchange, model, body)
             request = InferenceRequest(
                 model_name,
@@ -137,10 +142,15 @@ class InferRoute:
             exchange.on_disconnect = request.cancellation.cancel
             self._server.submit(request)
         except InferenceError as error:
-            exchange.send(_error_answer(exchange, error))
+            self._refuse(exchange, error, regions)
         except Exception:
             _log.exception("an infer request of model '%s' failed", model_name)
-            exchange.send(_error_answer(exchange, internal_error("Internal Server Error")))
+            self._refuse(exchange, internal_error("Internal Server Error"), regions)
+
+    def _refuse(self, exchange: Exchange, error: InferenceError, regions: RegionLease | None) -> None:
+        if regions is not None:
+            regions.release()
+        exchange.send(_error_answer(exchange, error))
 
     def _decode(self, exchange: Exchange, model: ModelVersion) -> InferBody:
         limit = self._options.max_input_size
@@ -153,10 +163,7 @@ class InferRoute:
         if exchange.has_oversized_body:
             raise json_size_error(exchange.body_size, limit)
         body = exchange.body if encoding is None else decompressed(exchange.body, encoding, limit)
-        decoded = decode_infer_request(body, header_length, model.spec, limit)
-        if self._forwarded is not None:
-            self._forward_headers(exchange, decoded)
-        return decoded
+        return decode_infer_request(body, header_length, model.spec, limit, self._server.shared_memory)
 
     def _forward_headers(self, exchange: Exchange, decoded: InferBody) -> None:
         assert self._forwarded is not None
@@ -202,7 +209,12 @@ class _InferAnswer:
             if self._response is None or response.error is not None:
                 self._response = response
         if final:
-            self._route.deliver(self._exchange, self._answer())
+            try:
+                answer = self._answer()
+            finally:
+                if self._body.regions is not None:
+                    self._body.regions.release()
+            self._route.deliver(self._exchange, answer)
 
     def wait_until_ready(self) -> None:
         """One response is all there will be: the client is always ready for it."""
@@ -226,7 +238,9 @@ class _InferAnswer:
         for name, form in body.output_forms.items():
             if form.class_count and name in outputs:
                 outputs = {**outputs, name: classified(outputs[name], form.class_count, self._model, name)}
-        headers, parts = encode_infer_response(response, outputs, body.output_forms, body.default_form)
+        headers, parts = encode_infer_response(
+            response, outputs, body.output_forms, body.default_form, body.regions
+        )
         encoding = accepted_encoding(exchange.header(b"accept-encoding"))
         if encoding:
             parts = [compressed(parts, encoding)]

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any, Final
 
 from cantata.runtime.datatypes import BY_WIRE_NAME, ELEMENT_SIZES, DataType
-from cantata.runtime.errors import InferenceError, invalid_argument, not_found
+from cantata.runtime.errors import InferenceError, invalid_argument
 from cantata.runtime.frontends.http.errors import json_size_error
 from cantata.runtime.frontends.http.json_members import (
     array,
@@ -27,6 +27,7 @@ from cantata.runtime.frontends.http.json_tensor import tensor_of_json
 from cantata.runtime.model_spec import ModelSpec, shape_text
 from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START
 from cantata.runtime.response import ParameterValue
+from cantata.runtime.shared_memory import RegionLease, SharedMemory
 from cantata.runtime.tensor import RawTensorError, Tensor, encode_bytes_elements, tensor_of_raw
 
 _MAX_ELEMENTS: Final = 2**63 - 1
@@ -52,7 +53,7 @@ BINARY_FORM: Final = OutputForm(is_binary=True)
 
 class InferBody:
     """A decoded request. `output_forms` has the outputs that were asked for, in their order; all others that may
-    come take `default_form`."""
+    come take `default_form`. `regions`, where there are any, must be released when the request is over."""
 
     __slots__ = (
         "correlation_id",
@@ -63,6 +64,7 @@ class InferBody:
         "output_forms",
         "parameters",
         "priority",
+        "regions",
         "timeout_us",
     )
 
@@ -76,14 +78,20 @@ class InferBody:
         self.flags = 0
         self.priority = 0
         self.timeout_us = 0
+        self.regions: RegionLease | None = None
 
 
 def decode_infer_request(
-    body: bytes | bytearray, header_length: bytes | None, spec: ModelSpec, max_size: int
+    body: bytes | bytearray,
+    header_length: bytes | None,
+    spec: ModelSpec,
+    max_size: int,
+    memory: SharedMemory,
 ) -> InferBody:
     """Decode a body of which the first `header_length` bytes are JSON: all where that is None, none where it is 0.
 
-    `max_size` limits the JSON, each tensor in it, and a raw input. Raises InferenceError.
+    `max_size` limits the JSON, each tensor in it, and a raw input; `memory` has what is not in the body at all.
+    Raises InferenceError.
     """
     json_size = len(body) if header_length is None else _parse_header_length(header_length, len(body))
     if header_length is not None and json_size == 0:
@@ -94,15 +102,31 @@ def decode_infer_request(
     if type(document) is not dict:
         raise missing_member("inputs")
     decoded = InferBody()
+    try:
+        _read_document(decoded, document, memoryview(body).toreadonly()[json_size:], spec, max_size, memory)
+    except BaseException:
+        if decoded.regions is not None:
+            decoded.regions.release()
+        raise
+    return decoded
+
+
+def _read_document(
+    decoded: InferBody,
+    document: _Object,
+    binary: memoryview,
+    spec: ModelSpec,
+    max_size: int,
+    memory: SharedMemory,
+) -> None:
     if (id_ := document.get("id", _ABSENT)) is not _ABSENT:
         decoded.id = string(id_, "id")
     if (parameters := document.get("parameters", _ABSENT)) is not _ABSENT:
         _read_parameters(decoded, parameters)
-    inputs = _InputReader(decoded.id, spec, memoryview(body).toreadonly()[json_size:], max_size)
+    inputs = _InputReader(decoded, spec, binary, max_size, memory)
     decoded.inputs = inputs.read(array(member(document, "inputs"), "inputs"))
     if (outputs := document.get("outputs", _ABSENT)) is not _ABSENT:
-        decoded.output_forms = _read_outputs(array(outputs, "outputs"), decoded.id)
-    return decoded
+        decoded.output_forms = _read_outputs(array(outputs, "outputs"), decoded, memory)
 
 
 _ABSENT: Final = object()
@@ -125,10 +149,14 @@ def _parse_header_length(value: bytes, body_size: int) -> int:
 class _InputReader:
     """Reads the `inputs` list; binary tensors are taken off the bytes behind the JSON in the order of the inputs."""
 
-    __slots__ = ("_binary", "_max_size", "_offset", "_request_id", "_spec")
+    __slots__ = ("_binary", "_decoded", "_max_size", "_memory", "_offset", "_request_id", "_spec")
 
-    def __init__(self, request_id: str, spec: ModelSpec, binary: memoryview, max_size: int) -> None:
-        self._request_id = request_id
+    def __init__(
+        self, decoded: InferBody, spec: ModelSpec, binary: memoryview, max_size: int, memory: SharedMemory
+    ) -> None:
+        self._decoded = decoded
+        self._request_id = decoded.id
+        self._memory = memory
         self._spec = spec
         self._binary = binary
         self._offset = 0
@@ -182,7 +210,11 @@ class _InputReader:
                 size = unsigned(parameters["binary_data_size"], "binary_data_size")
                 return tensor_of_raw(datatype, shape, self._take(name, size))
             case _:
-                raise _region_error(parameters)
+                regions = _regions_of(self._decoded, self._memory)
+                raw = regions.input(*_region_part(parameters))
+                tensor = tensor_of_raw(datatype, shape, raw)
+                # Native code may rely on alignment, and any offset may be asked for.
+                return tensor if tensor.array.flags.aligned else Tensor(datatype, tensor.array.copy())
 
     def _take(self, name: str, size: int) -> memoryview:
         start, end = self._offset, self._offset + size
@@ -219,10 +251,19 @@ def _source_error(sources: list[str]) -> InferenceError:
     )
 
 
-def _region_error(parameters: _Object) -> InferenceError:
-    """Clients cannot register regions, so there is none to be found."""
-    region = string(parameters["shared_memory_region"], "shared_memory_region")
-    return not_found(f"Unable to find shared memory region: '{region}'")
+def _regions_of(decoded: InferBody, memory: SharedMemory) -> RegionLease:
+    if decoded.regions is None:
+        decoded.regions = RegionLease(memory)
+    return decoded.regions
+
+
+def _region_part(parameters: _Object) -> tuple[str, int, int]:
+    """The name of the region, and the offset and size in it, that a tensor's parameters give."""
+    return (
+        string(parameters["shared_memory_region"], "shared_memory_region"),
+        unsigned(parameters.get("shared_memory_offset", 0), "shared_memory_offset"),
+        unsigned(member(parameters, "shared_memory_byte_size"), "shared_memory_byte_size"),
+    )
 
 
 # A raw binary request.
@@ -276,14 +317,19 @@ def _described(request_id: str) -> str:
 # Requested outputs.
 
 
-def _read_outputs(entries: list[Any], request_id: str) -> dict[str, OutputForm]:
+def _read_outputs(entries: list[Any], decoded: InferBody, memory: SharedMemory) -> dict[str, OutputForm]:
     forms: dict[str, OutputForm] = {}
     for entry in entries:
         name = string(member(entry, "name"), "name")
         if name in forms:
-            raise invalid_argument(f"{_described(request_id)}output '{name}' already exists in request")
+            raise invalid_argument(f"{_described(decoded.id)}output '{name}' already exists in request")
         parameters = entry.get("parameters")
-        forms[name] = _output_form(parameters) if parameters and type(parameters) is dict else JSON_FORM
+        if not parameters or type(parameters) is not dict:
+            forms[name] = JSON_FORM
+            continue
+        forms[name] = _output_form(parameters)
+        if "shared_memory_region" in parameters:
+            _regions_of(decoded, memory).place_output(name, *_region_part(parameters))
     return forms
 
 
@@ -297,7 +343,6 @@ def _output_form(parameters: _Object) -> OutputForm:
             raise invalid_argument("Output can't set both 'shared_memory_region' and 'classification'")
         if is_binary:
             raise invalid_argument("Output can't set both 'shared_memory_region' and 'binary_data'")
-        raise _region_error(parameters)
     if class_count:
         return OutputForm(is_binary, class_count)
     return BINARY_FORM if is_binary else JSON_FORM

@@ -15,6 +15,7 @@ import orjson
 from cantata.runtime.frontends.http.infer_request import OutputForm
 from cantata.runtime.frontends.http.json_tensor import json_elements, json_text_with_nan
 from cantata.runtime.response import InferenceResponse
+from cantata.runtime.shared_memory import RegionLease
 from cantata.runtime.tensor import Tensor
 
 _JSON_TYPE: Final = b"Content-Type: application/json\r\n"
@@ -29,8 +30,11 @@ def encode_infer_response(
     outputs: Mapping[str, Tensor],
     forms: Mapping[str, OutputForm],
     default_form: OutputForm,
+    regions: RegionLease | None = None,
 ) -> tuple[bytes, list[bytes | memoryview]]:
     """The header lines of an answer, and its body in parts. `outputs` are the response's, classified where asked.
+
+    Those that `regions` holds are written there, and only described in the answer.
 
     Raises InferenceError when an output cannot be written as JSON.
     """
@@ -46,7 +50,9 @@ def encode_infer_response(
     document["outputs"] = entries
     for name, tensor in outputs.items():
         entry: _Document = {"name": name, "datatype": tensor.datatype.name, "shape": tensor.array.shape}
-        if forms.get(name, default_form).is_binary:
+        if regions is not None and regions.holds_output(name):
+            regions.write_output(name, tensor)
+        elif forms.get(name, default_form).is_binary:
             raw = tensor.raw_bytes()
             entry["parameters"] = {"binary_data_size": len(raw)}
             if len(raw):

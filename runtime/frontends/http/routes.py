@@ -27,7 +27,9 @@ from cantata.runtime.frontends.http.documents import (
 from cantata.runtime.frontends.http.errors import checked_version, error_body, status_of
 from cantata.runtime.frontends.http.generate import GenerateEndpoints
 from cantata.runtime.frontends.http.json_members import boolean, parse_json
+from cantata.runtime.frontends.http.memory_endpoints import MemoryEndpoints
 from cantata.runtime.frontends.http.options import HttpOptions
+from cantata.runtime.frontends.http.replies import empty, json_reply
 from cantata.runtime.frontends.http.restriction import Restrictions
 from cantata.runtime.observe.metrics import METRICS_CONTENT_TYPE
 
@@ -41,6 +43,7 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
     """The application of the HTTP port. Infer requests with the right method never reach it."""
     endpoints = _Endpoints(server)
     generating = GenerateEndpoints(server, options.max_input_size)
+    memory = MemoryEndpoints(server.shared_memory)
     restrictions = Restrictions(options.restricted_apis)
 
     def route(method: str, path: str, category: str, endpoint: Endpoint) -> Route:
@@ -52,6 +55,11 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
     def model_routes(method: str, suffix: str, category: str, endpoint: Endpoint) -> list[Route]:
         paths = (f"/v2/models/{{model}}{suffix}", f"/v2/models/{{model}}/versions/{{version:int}}{suffix}")
         return [route(method, path, category, endpoint) for path in paths]
+
+    def memory_routes(kind: str, method: str, action: str, endpoint: Endpoint) -> list[Route]:
+        prefix = f"/v2/{kind}sharedmemory"
+        paths = (f"{prefix}/{action}", f"{prefix}/region/{{region}}/{action}")
+        return [route(method, path, "shared-memory", endpoint) for path in paths]
 
     application = Starlette(
         routes=[
@@ -80,6 +88,12 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
                     ("/{repository}/models/{model}/unload", endpoints.elsewhere),
                 )
             ],
+            *memory_routes("system", "GET", "status", memory.status),
+            *memory_routes("system", "POST", "register", memory.register),
+            *memory_routes("system", "POST", "unregister", memory.unregister),
+            *memory_routes("cuda", "GET", "status", memory.cuda_status),
+            *memory_routes("cuda", "POST", "register", memory.cuda_register),
+            *memory_routes("cuda", "POST", "unregister", memory.cuda_unregister),
         ],
         exception_handlers={
             HTTPException: _http_error,
@@ -124,30 +138,30 @@ class _Endpoints:
     def _health(self, is_well: bool) -> Response:
         if self._server.is_exiting:
             raise unavailable("Server exiting")
-        return _empty(200 if is_well else 400)
+        return empty(200 if is_well else 400)
 
     async def server_metadata(self, _request: Request) -> Response:
         if self._metadata is None:
             self._metadata = orjson.dumps(server_metadata_document(self._server.metadata()))
-        return _json(self._metadata)
+        return json_reply(self._metadata)
 
     async def model_metadata(self, request: Request) -> Response:
         name, version = _model_of(request)
         model = self._server.model(name, version)
         versions = [version] if version != -1 else self._server.model_versions(name)
-        return _json(orjson.dumps(model_metadata_document(model, versions)))
+        return json_reply(orjson.dumps(model_metadata_document(model, versions)))
 
     async def model_ready(self, request: Request) -> Response:
         if not self._server.is_model_ready(*_model_of(request)):
             raise invalid_argument("Model version not ready")
-        return _empty(200)
+        return empty(200)
 
     async def model_config(self, request: Request) -> Response:
-        return _json(self._server.model(*_model_of(request)).config_json)
+        return json_reply(self._server.model(*_model_of(request)).config_json)
 
     async def statistics(self, request: Request) -> Response:
         name, version = _model_of(request) if "model" in request.path_params else ("", -1)
-        return _json(orjson.dumps(statistics_document(self._server.statistics(name, version))))
+        return json_reply(orjson.dumps(statistics_document(self._server.statistics(name, version))))
 
     async def infer(self, _request: Request) -> Response:
         raise HTTPException(404)
@@ -160,7 +174,7 @@ class _Endpoints:
                 raise invalid_argument("Invalid value for 'ready': expected a boolean")
             ready_only = document["ready"]
         entries = self._server.repository_index(ready_only)
-        return _json(orjson.dumps([index_document(entry) for entry in entries]))
+        return json_reply(orjson.dumps([index_document(entry) for entry in entries]))
 
     async def load(self, request: Request) -> Response:
         for key in await _body_parameters(request):
@@ -168,13 +182,13 @@ class _Endpoints:
                 raise unsupported(f"load parameter '{key}' is not supported")
             raise internal_error("unexpected error on creating Triton parameter")
         await asyncio.to_thread(self._server.load_model, request.path_params["model"])
-        return _empty(200)
+        return empty(200)
 
     async def unload(self, request: Request) -> Response:
         parameters = await _body_parameters(request)
         with_dependents = boolean(parameters.get("unload_dependents", False), "unload_dependents")
         await asyncio.to_thread(self._server.unload_model, request.path_params["model"], with_dependents)
-        return _empty(200)
+        return empty(200)
 
     async def elsewhere(self, _request: Request) -> Response:
         raise unsupported("'repository_name' specification is not supported")
@@ -196,14 +210,6 @@ async def _body_parameters(request: Request) -> dict[str, object]:
     if not isinstance(parameters, dict):
         raise invalid_argument("Unable to parse 'parameters': attempt to access JSON non-object as object")
     return parameters
-
-
-def _json(body: bytes) -> Response:
-    return Response(body, headers={"content-type": "application/json"})
-
-
-def _empty(status: int) -> Response:
-    return Response(status_code=status, headers={"content-type": "text/plain"})
 
 
 def _error(status: int, message: str) -> Response:

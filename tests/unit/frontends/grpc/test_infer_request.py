@@ -15,7 +15,9 @@ from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.frontends.grpc.infer_message import decode_infer_message
 from cantata.runtime.frontends.grpc.infer_request import build_request, parse_model_version, wants_empty_final
 from cantata.runtime.request import InferenceRequest
+from cantata.runtime.shared_memory import SharedMemory
 
+MEMORY = SharedMemory(allows_clients=True)
 Change = Callable[[Any], object]
 
 
@@ -24,7 +26,9 @@ def message(**fields: Any) -> Any:
 
 
 def request_of(made: Any) -> InferenceRequest:
-    return build_request(decode_infer_message(made.SerializeToString()), -1, WaitingSender(), 1, 0, None)
+    return build_request(
+        decode_infer_message(made.SerializeToString()), -1, WaitingSender(), 1, 0, None, MEMORY
+    )
 
 
 def refusal(made: Any) -> tuple[StatusCode, str]:
@@ -288,5 +292,5 @@ def test_raw_tensors_share_the_memory_of_the_message() -> None:
     made = with_input("UINT8", (100_000,))
     made.raw_input_contents.append(bytes(100_000))
     encoded = made.SerializeToString()
-    request = build_request(decode_infer_message(encoded), -1, WaitingSender(), 1, 0, None)
+    request = build_request(decode_infer_message(encoded), -1, WaitingSender(), 1, 0, None, MEMORY)
     assert np.shares_memory(request.inputs["IN"].array, np.frombuffer(encoded, np.uint8))

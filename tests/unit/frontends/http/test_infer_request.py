@@ -12,12 +12,14 @@ from cantata.runtime.errors import InferenceError, StatusCode
 from cantata.runtime.frontends.http.infer_request import InferBody, decode_infer_request
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START
+from cantata.runtime.shared_memory import SharedMemory
 from tests.support.fake_server import model_config
 
 SPEC = ModelSpec(
     model_config("m", {"IN": (DataType.INT32, (-1, 2))}, {"OUT": (DataType.INT32, (-1, 2))}), model_version=1
 )
 LIMIT = 1000
+MEMORY = SharedMemory(allows_clients=True)
 INPUT = {"name": "IN", "shape": [1, 2], "datatype": "INT32", "data": [1, 2]}
 BINARY_INPUT = {"name": "IN", "shape": [1, 2], "datatype": "INT32", "parameters": {"binary_data_size": 8}}
 RAW = struct.pack("<ii", 1, 2)
@@ -25,14 +27,14 @@ RAW = struct.pack("<ii", 1, 2)
 
 def decode(document: object, binary: bytes = b"", spec: ModelSpec = SPEC) -> InferBody:
     text = json.dumps(document).encode()
-    return decode_infer_request(text + binary, b"%d" % len(text) if binary else None, spec, LIMIT)
+    return decode_infer_request(text + binary, b"%d" % len(text) if binary else None, spec, LIMIT, MEMORY)
 
 
 def refusal_of(
     body: bytes, header_length: bytes | None = None, spec: ModelSpec = SPEC
 ) -> tuple[StatusCode, str]:
     with pytest.raises(InferenceError) as caught:
-        decode_infer_request(body, header_length, spec, LIMIT)
+        decode_infer_request(body, header_length, spec, LIMIT, MEMORY)
     return caught.value.code, caught.value.message
 
 
@@ -118,7 +120,7 @@ def test_an_empty_list_of_outputs_asks_for_all() -> None:
 
 def test_nan_and_infinity_are_read_though_they_are_not_json() -> None:
     body = b'{"inputs":[{"name":"IN","shape":[2],"datatype":"FP32","data":[NaN,-Infinity]}]}'
-    decoded = decode_infer_request(body, None, SPEC, LIMIT)
+    decoded = decode_infer_request(body, None, SPEC, LIMIT, MEMORY)
     assert str(decoded.inputs["IN"].array.tolist()) == "[nan, -inf]"
 
 
@@ -236,7 +238,7 @@ def test_wrong_documents_are_refused_with_the_members_name(document: object, mes
 )
 def test_what_is_not_json_is_refused_with_its_position(text: bytes, message: str) -> None:
     with pytest.raises(InferenceError) as caught:
-        decode_infer_request(text, None, SPEC, 10_000)
+        decode_infer_request(text, None, SPEC, 10_000, MEMORY)
     assert caught.value.code is StatusCode.INVALID_ARG
     assert message in caught.value.message
 
@@ -289,10 +291,11 @@ def test_strings_that_lie_about_their_length_are_refused() -> None:
 
 
 def test_no_shared_memory_region_can_be_found() -> None:
-    entry = {"name": "IN", "shape": [1, 2], "datatype": "INT32", "parameters": {"shared_memory_region": "r"}}
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
+    entry = {"name": "IN", "shape": [1, 2], "datatype": "INT32", "parameters": region}
     expected = (StatusCode.NOT_FOUND, "Unable to find shared memory region: 'r'")
     assert refusal_of(json.dumps({"inputs": [entry]}).encode()) == expected
-    outputs = [{"name": "OUT", "parameters": {"shared_memory_region": "r"}}]
+    outputs = [{"name": "OUT", "parameters": region}]
     assert refusal_of(json.dumps(request_with(outputs=outputs)).encode()) == expected
 
 
@@ -326,7 +329,7 @@ def raw_spec(datatype: DataType, dims: tuple[int, ...], max_batch_size: int = 0)
     ],
 )
 def test_a_raw_body_is_the_one_input(spec: ModelSpec, body: bytes, expected: object) -> None:
-    decoded = decode_infer_request(body, b"0", spec, LIMIT)
+    decoded = decode_infer_request(body, b"0", spec, LIMIT, MEMORY)
     assert decoded.inputs["IN"].array.tolist() == expected
     assert decoded.default_form.is_binary
 

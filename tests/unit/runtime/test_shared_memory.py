@@ -1,0 +1,282 @@
+"""Regions of shared memory: what may be registered, where tensors may lie, and when a region is forgotten."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from multiprocessing.shared_memory import SharedMemory as Segment
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cantata.runtime.datatypes import DataType
+from cantata.runtime.errors import InferenceError, StatusCode
+from cantata.runtime.shared_memory import RegionLease, RegionStatus, SharedMemory
+from cantata.runtime.tensor import Tensor
+
+
+@pytest.fixture
+def segment() -> Iterator[Segment]:
+    made = Segment(create=True, size=64)
+    yield made
+    made.close()
+    made.unlink()
+
+
+@pytest.fixture
+def memory() -> SharedMemory:
+    return SharedMemory(allows_clients=True)
+
+
+def refusal(action: Callable[[], object]) -> tuple[StatusCode, str]:
+    with pytest.raises(InferenceError) as refused:
+        action()
+    return refused.value.code, refused.value.message
+
+
+def four_bytes(value: int) -> Tensor:
+    return Tensor(DataType.INT32, np.array([value], np.int32))
+
+
+def test_a_registered_region_is_listed_until_it_is_unregistered(
+    memory: SharedMemory, segment: Segment
+) -> None:
+    memory.register("r", "/" + segment.name, 8, 16)
+    status = RegionStatus("r", "/" + segment.name, 8, 16)
+    assert (memory.status(), memory.status("r")) == ([status], [status])
+    memory.unregister("r")
+    assert memory.status() == []
+    memory.unregister("r")
+
+
+def test_tensors_lie_where_the_request_says(memory: SharedMemory, segment: Segment) -> None:
+    segment.buf[8:12] = b"abcd"
+    memory.register("r", segment.name, 8, 16)
+    lease = RegionLease(memory)
+    assert bytes(lease.input("r", 0, 4)) == b"abcd"
+    assert lease.input("r", 0, 4).readonly
+    lease.place_output("OUT", "r", 4, 8)
+    assert (lease.holds_output("OUT"), lease.holds_output("IN")) == (True, False)
+    lease.write_output("OUT", four_bytes(7))
+    assert bytes(segment.buf[12:20]) == b"\x07\0\0\0\0\0\0\0"
+    lease.release()
+
+
+def test_an_output_without_room_is_refused_before_a_byte_is_written(
+    memory: SharedMemory, segment: Segment
+) -> None:
+    memory.register("r", segment.name, 0, 16)
+    lease = RegionLease(memory)
+    lease.place_output("OUT", "r", 0, 3)
+    assert refusal(lambda: lease.write_output("OUT", four_bytes(-1))) == (
+        StatusCode.INTERNAL,
+        "shared memory size specified with the request for output 'OUT' (3 bytes) should be at least 4 bytes to "
+        "hold the results",
+    )
+    assert bytes(segment.buf[:4]) == bytes(4)
+    lease.release()
+
+
+def test_a_region_in_use_is_unregistered_when_its_last_request_ends(
+    memory: SharedMemory, segment: Segment
+) -> None:
+    memory.register("r", segment.name, 0, 16)
+    first, second = RegionLease(memory), RegionLease(memory)
+    first.input("r", 0, 4)
+    memory.unregister_all()
+    second.input("r", 0, 4)
+    first.release()
+    first.release()
+    assert [region.name for region in memory.status()] == ["r"]
+    second.release()
+    assert memory.status() == []
+
+
+def test_a_tensor_that_a_model_keeps_outlives_its_region(memory: SharedMemory, segment: Segment) -> None:
+    segment.buf[:4] = b"kept"
+    memory.register("r", segment.name, 0, 16)
+    lease = RegionLease(memory)
+    kept = lease.input("r", 0, 4)
+    memory.unregister("r")
+    lease.release()
+    assert bytes(kept) == b"kept"
+
+
+def test_unregistered_memory_is_unmapped(memory: SharedMemory) -> None:
+    segment = Segment(create=True, size=4096)
+    memory.register("r", segment.name, 0, 4096)
+    memory.unregister("r")
+    segment.close()
+    segment.unlink()
+    assert segment.name not in Path("/proc/self/maps").read_text()
+
+
+def test_memory_that_its_owner_took_away_is_not_touched(memory: SharedMemory, segment: Segment) -> None:
+    memory.register("r", segment.name, 0, 64)
+    os.truncate(f"/dev/shm/{segment.name}", 16)
+    lease = RegionLease(memory)
+    assert refusal(lambda: lease.input("r", 0, 64)) == (
+        StatusCode.INVALID_ARG,
+        "Invalid offset + byte size for shared memory region: 'r'",
+    )
+    lease.release()
+
+
+@pytest.mark.parametrize(
+    ("label", "offset", "byte_size", "message"),
+    [
+        ("offset beyond the end", 17, 1, "Invalid offset for shared memory region: 'r'"),
+        ("end beyond the end", 16, 1, "Invalid offset + byte size for shared memory region: 'r'"),
+        ("longer than the region", 0, 17, "Invalid offset + byte size for shared memory region: 'r'"),
+        (
+            "beyond all numbers",
+            2**63,
+            2**63,
+            "Integer overflow detected: byte_size (9223372036854775808) + offset (9223372036854775808) exceeds "
+            "maximum value 18446744073709551615 for shared memory region: 'r'",
+        ),
+    ],
+)
+def test_a_tensor_lies_within_its_region(
+    memory: SharedMemory, segment: Segment, label: str, offset: int, byte_size: int, message: str
+) -> None:
+    memory.register("r", segment.name, 0, 16)
+    lease = RegionLease(memory)
+    assert refusal(lambda: lease.input("r", offset, byte_size)) == (StatusCode.INVALID_ARG, message), label
+    lease.release()
+    memory.unregister("r")
+    assert memory.status() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "offset", "byte_size", "code", "message"),
+    [
+        (
+            "//",
+            0,
+            1,
+            StatusCode.INVALID_ARG,
+            "cannot register shared memory region 'r' - invalid shm key '//'",
+        ),
+        (
+            "/triton_python_backend_shm_region_1",
+            0,
+            1,
+            StatusCode.INVALID_ARG,
+            "cannot register shared memory region 'r' with key '/triton_python_backend_shm_region_1' as the key "
+            "contains the reserved prefix 'triton_python_backend_shm_region_'",
+        ),
+        ("no_such_key", 0, 1, StatusCode.INTERNAL, "Unable to open shared memory region: 'no_such_key'"),
+        (
+            "../../etc/passwd",
+            0,
+            1,
+            StatusCode.INTERNAL,
+            "Unable to open shared memory region: '../../etc/passwd'",
+        ),
+        (".", 0, 1, StatusCode.INTERNAL, "Unable to open shared memory region: '.'"),
+        ("a\0b", 0, 1, StatusCode.INTERNAL, "Unable to open shared memory region: 'a\0b'"),
+        (
+            "SEGMENT",
+            0,
+            65,
+            StatusCode.INVALID_ARG,
+            "failed to register shared memory region 'r': invalid args",
+        ),
+        (
+            "SEGMENT",
+            64,
+            1,
+            StatusCode.INVALID_ARG,
+            "failed to register shared memory region 'r': invalid args",
+        ),
+        (
+            "SEGMENT",
+            0,
+            0,
+            StatusCode.INVALID_ARG,
+            "failed to register shared memory region 'r': invalid args",
+        ),
+        (
+            "SEGMENT",
+            2**64,
+            2**64,
+            StatusCode.INVALID_ARG,
+            "failed to register shared memory region 'r': invalid args",
+        ),
+    ],
+)
+def test_what_is_no_region_is_not_registered(
+    memory: SharedMemory,
+    segment: Segment,
+    key: str,
+    offset: int,
+    byte_size: int,
+    code: StatusCode,
+    message: str,
+) -> None:
+    key = segment.name if key == "SEGMENT" else key
+    assert refusal(lambda: memory.register("r", key, offset, byte_size)) == (code, message)
+    assert memory.status() == []
+
+
+def test_a_name_is_registered_once(memory: SharedMemory, segment: Segment) -> None:
+    memory.register("r", segment.name, 0, 16)
+    assert refusal(lambda: memory.register("r", segment.name, 0, 8)) == (
+        StatusCode.ALREADY_EXISTS,
+        "shared memory region 'r' already in manager",
+    )
+
+
+def test_a_region_needs_a_name(memory: SharedMemory) -> None:
+    assert refusal(lambda: memory.register("", "k", 0, 1)) == (
+        StatusCode.INVALID_ARG,
+        "'region name' is necessary to register system shared memory region",
+    )
+
+
+def test_unknown_regions_are_not_found(memory: SharedMemory) -> None:
+    assert refusal(lambda: memory.status("r")) == (
+        StatusCode.NOT_FOUND,
+        "Unable to find system shared memory region: 'r'",
+    )
+    assert refusal(lambda: RegionLease(memory).input("r", 0, 1)) == (
+        StatusCode.NOT_FOUND,
+        "Unable to find shared memory region: 'r'",
+    )
+
+
+def test_there_is_no_memory_of_gpus(memory: SharedMemory, segment: Segment) -> None:
+    memory.register("r", segment.name, 0, 16)
+    memory.check_no_cuda("")
+    memory.unregister_cuda()
+    assert refusal(lambda: memory.register_cuda("c")) == (
+        StatusCode.INVALID_ARG,
+        "failed to register CUDA shared memory region: 'c', GPUs not supported",
+    )
+    assert refusal(lambda: memory.check_no_cuda("c")) == (
+        StatusCode.NOT_FOUND,
+        "Unable to find cuda shared memory region: 'c'",
+    )
+    assert refusal(lambda: memory.check_no_cuda("r")) == (
+        StatusCode.INVALID_ARG,
+        "The region named 'r' is registered as system shared memory, not CUDA shared memory",
+    )
+
+
+def test_clients_register_nothing_unless_they_are_allowed_to(segment: Segment) -> None:
+    closed = SharedMemory(allows_clients=False)
+    disabled = (
+        StatusCode.UNSUPPORTED,
+        "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable.",
+    )
+    for action in (
+        lambda: closed.register("r", segment.name, 0, 16),
+        lambda: closed.register_cuda("r"),
+        lambda: closed.unregister("r"),
+        closed.unregister_all,
+        closed.unregister_cuda,
+    ):
+        assert refusal(action) == disabled
+    assert closed.status() == []
