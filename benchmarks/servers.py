@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sysconfig
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -50,9 +50,8 @@ class RunningServer:
 
 
 def ours(repository: Path, ports: Ports) -> list[str]:
-    command = [str(Path(sysconfig.get_path("scripts")) / "cantata"), "serve"]
     flags = [f"--http-port={ports.http}", f"--grpc-port={ports.grpc}", f"--metrics-port={ports.metrics}"]
-    return [*command, f"--model-repository={repository}", *flags]
+    return [sys.executable, "-m", "cantata", "serve", f"--model-repository={repository}", *flags]
 
 
 def peer(repository: Path, ports: Ports) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sysconfig
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-COMMAND = Path(sysconfig.get_path("scripts")) / "cantata"
+COMMAND = (sys.executable, "-m", "cantata", "serve")
 FRONT_ENDS = ("gRPC", "HTTP", "metrics")
 
 
@@ -62,7 +62,7 @@ def serving(*repositories: Path, flags: Sequence[str] = (), timeout_s: float = 1
         addresses = ("--http-address=127.0.0.1", "--grpc-address=127.0.0.1")
         ports = ("--http-port=0", "--grpc-port=0", "--metrics-port=0")
         with log_file.open("wb") as log, table_file.open("wb") as table:
-            command = [COMMAND, "serve", *arguments, *addresses, *ports, "--log-format=json", *flags]
+            command = [*COMMAND, *arguments, *addresses, *ports, "--log-format=json", *flags]
             process = subprocess.Popen(command, stdout=table, stderr=log)
         try:
             grpc, http, metrics = _wait_until_listening(process, log_file, table_file, timeout_s)

@@ -127,7 +127,8 @@ def test_stopping_finishes_what_was_accepted_and_refuses_the_rest(gated: Path, n
             server.wait_for("stopping")
             with pytest.raises(urllib.error.HTTPError) as refused:
                 server.infer("add_1")
-            assert refused.value.code == 503
+            with refused.value as answer:
+                assert answer.code == 503
         client.join(60)
         assert server.process.wait(60) == 0
     assert json.loads(answers[0])["outputs"][0]["data"] == [2.0]
@@ -140,7 +141,8 @@ def test_a_request_that_outlasts_the_timeout_is_answered_with_an_error(gated: Pa
         try:
             server.infer("gated")
         except urllib.error.HTTPError as error:
-            codes.append(error.code)
+            with error:
+                codes.append(error.code)
         except OSError:
             codes.append(0)
 
