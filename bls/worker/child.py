@@ -26,12 +26,20 @@ from cantata.bls.worker.channel import Channel, ChannelClosedError, Message
 from cantata.bls.worker.child_services import ChildServices, DirectLine, OuterWait, RemoteCancellation
 from cantata.bls.worker.exchange import Exchange, RemoteSender
 from cantata.bls.worker.launch import Launch
-from cantata.bls.worker.wire import WireResponse, decode_request, encode_error, encode_response, is_waited_for
+from cantata.bls.worker.wire import (
+    WireResponse,
+    decode_request,
+    encode_error,
+    encode_response,
+    encode_sequels,
+    is_waited_for,
+)
 from cantata.runtime.backends.backend import InstancePlacement, ModelFiles
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.execution.execution import Execution
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.request import InferenceRequest
 
 
 def run(launch: Launch) -> None:
@@ -74,6 +82,8 @@ class _Host:
         self._reaper = Reaper()
         self._instance: PythonInstance | None = None
         self._spec: ModelSpec | None = None
+        # Requests that come again, by their keys, whose response senders the model has.
+        self._carried: dict[int, InferenceRequest] = {}
 
     def serve(self) -> None:
         """Load, and run what comes on the direct channel. Raises ChannelClosedError when the server is gone."""
@@ -156,6 +166,9 @@ class _Host:
             sender = RemoteSender(self._exchange, key, cancellation)
             cancellation.sender = sender
             request = decode_request(wire_request, sender, cancellation, self._exchange.reader)
+            request = self._resumed(key, request)
+            if self._spec.state_outputs:
+                request.states = {}
             if is_waited_for(wire_request):
                 request.waiting = (Execution(self._spec, [], 0, 0, _never, OuterWait(key)),)
             requests.append(request)
@@ -171,7 +184,23 @@ class _Host:
             if answering and isinstance(request.cancellation, RemoteCancellation):
                 answering.pop(request.cancellation.key, None)
             responses.append(encode_response(response, self._exchange.writer))
-        return (messages.DONE, batch, execution.input_end_ns, execution.output_start_ns, responses)
+        try:
+            sequels = encode_sequels(execution, self._exchange.writer)
+        except InferenceError as error:
+            responses = [(None, None, encode_error(error))] * len(responses)
+            sequels = None
+        for request in execution.rescheduled_requests() if sequels is not None else ():
+            if request.carried is not None and isinstance(request.cancellation, RemoteCancellation):
+                self._carried[request.cancellation.key] = request
+        return (messages.DONE, batch, execution.input_end_ns, execution.output_start_ns, responses, sequels)
+
+    def _resumed(self, key: int, request: InferenceRequest) -> InferenceRequest:
+        """A request that comes again is the one that the model has the response sender of."""
+        carried = self._carried.pop(key, None)
+        if carried is None:
+            return request
+        carried.inputs, carried.flags = request.inputs, request.flags
+        return carried
 
 
 class _Answering:
@@ -208,5 +237,8 @@ class _ServersLog(logging.Handler):
 
 
 def _send_logs(launch: Launch, events: Channel) -> None:
-    logging.basicConfig(level=launch.root_log_level, handlers=[_ServersLog(events)])
+    handler = _ServersLog(events)
+    # With the traceback, where there is one; the rest is the server's to add.
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=launch.root_log_level, handlers=[handler])
     logging.getLogger("cantata").setLevel(launch.log_level)

@@ -13,7 +13,8 @@ Direct, from the process:
     STARTED, (is_async, has_readiness_hook)    initialize is over
     STARTED, config     the completion is over: the configuration as JSON, or None
     FAILED, error       loading, or completing, has failed; the process ends
-    DONE, batch, input_end_ns, output_start_ns, responses (None where one is sent otherwise, or was)
+    DONE, batch, input_end_ns, output_start_ns, responses (None where one is sent otherwise, or was),
+        sequels (None, or for each request whether it is to run again, and the states of its sequence)
     CALL, waiting, caller key, request    asked by the thread that executes; answered with its responses
     QUERY, 0, name, arguments    the same for a question
 

@@ -6,6 +6,7 @@ nothing of processes, or of who answers whom.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
@@ -14,6 +15,7 @@ import numpy as np
 from cantata.bls.worker.arena import ArenaReader, ArenaWriter
 from cantata.runtime.datatypes import NUMPY_DTYPES, DataType
 from cantata.runtime.errors import InferenceError, StatusCode
+from cantata.runtime.execution.execution import Execution
 from cantata.runtime.request import Cancellation, InferenceRequest, ResponseSender
 from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.tensor import Tensor, tensor_of_raw
@@ -21,6 +23,8 @@ from cantata.runtime.tensor import Tensor, tensor_of_raw
 WireTensor: TypeAlias = tuple[str, int, tuple[int, ...], Any]
 WireResponse: TypeAlias = tuple[Any, ...]
 WireRequest: TypeAlias = tuple[Any, ...]
+# Whether a request runs again, and the states of its sequence.
+WireSequel: TypeAlias = tuple[int, list[WireTensor] | None]
 WireError: TypeAlias = tuple[str, str]
 # What waits for a call: a batch by its number (True), or whatever waits for the request of that key (False).
 WireWait: TypeAlias = tuple[bool, int]
@@ -156,6 +160,29 @@ def decode_response(
     return InferenceResponse(
         model_name, model_version, request_id, decode_tensors(outputs, arena), parameters
     )
+
+
+class Again(enum.IntEnum):
+    """Whether a request runs again before it is answered; CARRIED with the response sender that it has."""
+
+    NO = 0
+    YES = 1
+    CARRIED = 2
+
+
+def encode_sequels(execution: Execution, arena: ArenaWriter) -> list[WireSequel] | None:
+    """What the next requests of sequences build on; raises ArenaFullError."""
+    rescheduled = execution.rescheduled_requests()
+    if not rescheduled and not execution.spec.state_outputs:
+        return None
+    sequels: list[WireSequel] = []
+    for request in execution.requests:
+        again = Again.NO
+        if request in rescheduled:
+            again = Again.YES if request.carried is None else Again.CARRIED
+        states = encode_tensors(request.states, arena) if request.states else None
+        sequels.append((int(again), states))
+    return sequels
 
 
 def encode_error(error: InferenceError) -> WireError:

@@ -21,12 +21,15 @@ from cantata.bls.worker.exchange import Exchange, RemoteSender, outcome_of
 from cantata.bls.worker.process_watch import ProcessWatch, WatchedProcess
 from cantata.bls.worker.time_limit import TimeLimit
 from cantata.bls.worker.wire import (
+    Again,
     WireRequest,
     WireResponse,
+    WireSequel,
     WireWait,
     decode_error,
     decode_request,
     decode_response,
+    decode_tensors,
     encode_request,
     encode_response,
 )
@@ -34,7 +37,7 @@ from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.errors import InferenceError, internal_error, unavailable
 from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.request import Cancellation
+from cantata.runtime.request import Cancellation, InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.timer import Timer
 
@@ -192,7 +195,8 @@ class WorkerProcess:
     def stop(self, timeout_s: float) -> None:
         """Have the model finalized, and the process end; it is killed when that takes longer."""
         assert self._process is not None
-        has_lock = self._direct_lock.acquire(timeout=timeout_s)
+        # A batch that still runs has been waited for long enough.
+        has_lock = self._direct_lock.acquire(timeout=_ENDING_S)
         if has_lock:
             with contextlib.suppress(ChannelClosedError):
                 self._direct.send((messages.STOP,))
@@ -246,7 +250,11 @@ class WorkerProcess:
 
     def _add(self, execution: Execution) -> list[int]:
         add = self._exchange.add
-        return [add(request) for request in execution.requests]
+        # A request that comes again to its response sender is known by its key.
+        return [
+            request.carried if isinstance(request.carried, int) else add(request)
+            for request in execution.requests
+        ]
 
     def _forget(self, keys: list[int]) -> None:
         for key in keys:
@@ -281,7 +289,7 @@ class WorkerProcess:
     def _settle(self, execution: Execution, keys: list[int], message: Message) -> None:
         """Take the end of a batch; what else it may be is a broken process."""
         try:
-            _, _, execution.input_end_ns, execution.output_start_ns, responses = message
+            _, _, execution.input_end_ns, execution.output_start_ns, responses, sequels = message
             spec = execution.spec
             reader = self._exchange.reader
             for index, (key, response) in enumerate(zip(keys, responses, strict=True)):
@@ -290,9 +298,26 @@ class WorkerProcess:
                     execution.responses[index] = decode_response(
                         response, spec.model_name, spec.model_version, execution.requests[index].id, reader
                     )
+            for request, key, sequel in zip(
+                execution.requests, keys, sequels or (), strict=sequels is not None
+            ):
+                self._take_sequel(execution, request, key, sequel)
         except (ValueError, TypeError, KeyError) as error:
             self._break_off()
             raise ChannelClosedError from error
+
+    def _take_sequel(
+        self, execution: Execution, request: InferenceRequest, key: int, sequel: WireSequel
+    ) -> None:
+        number, states = sequel
+        again = Again(number)
+        request.carried = key if again is Again.CARRIED else None
+        if again is not Again.NO:
+            execution.reschedule(request)
+            if again is Again.YES:
+                self._exchange.take_back(key)
+        if states is not None and request.states is not None:
+            request.states.update(decode_tensors(states, self._exchange.reader))
 
     def _end_of_process(self, keys: list[int]) -> InferenceError:
         """The error of a batch whose process has ended under it."""
@@ -350,12 +375,13 @@ class WorkerProcess:
             self._break_off()
         self._process.ended.wait()
         error = self.end_error = unavailable(self._describe_end(self._process))
+        # First, so that who is told of the end no longer finds the instance among those that run.
+        self._on_end(error)
         self._gone.set()
         for batch in list(self._batches):
             self._fail_batch(batch, error)
         # Those that `execute` waits for are failed by it.
         self._exchange.end(error, self._executing)
-        self._on_end(error)
         self._events.close()
         with self._direct_lock:
             self._direct.close()
@@ -451,7 +477,7 @@ class WorkerProcess:
         else:
             how = f"ended with exit code {code}"
         text = f"the process of model instance '{self._name}' {how}"
-        said = process.last_lines()[-_MOST_STDERR_CHARACTERS:].strip()
+        said = process.last_lines()[-_MOST_STDERR_CHARACTERS:].strip("\n")
         return f"{text}; its stderr ended with:\n{said}" if said else text
 
 

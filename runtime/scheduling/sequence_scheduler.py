@@ -395,6 +395,9 @@ class SequenceScheduler:
 
     def _refuse(self, request: InferenceRequest, error: InferenceError, reason: str) -> None:
         """Answer a request that leaves the queue without running."""
+        if request.is_finished:
+            # Its model has answered between two iterations.
+            return
         request.owner = None
         with self._lock:
             self._statistics.count_failure(request, error.code, reason, monotonic_ns())
