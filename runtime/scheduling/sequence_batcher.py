@@ -124,7 +124,7 @@ class SequenceBatcher:
         return dropped
 
     def drain(self) -> list[InferenceRequest]:
-        """Everything queued, removed; for when the model can no longer run."""
+        """Everything queued, removed; for when the model can no longer run. No request may be added afterwards."""
         waiting = self._table.drain_backlog()
         for lane in self._lanes:
             waiting += lane.drain()

@@ -244,8 +244,8 @@ class OldestLane:
     Invariants, for `check_invariants`:
     - `_issued` holds the requests that are in the batcher or running; each is of another slot;
     - `_is_busy[slot]` says that a request from that slot is among them;
-    - a sequence with requests waiting is in a busy slot;
-    - a closed sequence holds its slot only while requests of it wait.
+    - a sequence with requests waiting is in a busy slot, and so is one that is closed: it keeps its slot until its
+      last request is over, so that the next sequence in it would not have to wait for that while others are free.
     """
 
     is_exclusive = False
@@ -276,9 +276,8 @@ class OldestLane:
             self._issue(sequence.slot, now_ns)
 
     def closed(self, sequence: Sequence, now_ns: int) -> None:
-        if not sequence.waiting and self._slots[sequence.slot] is sequence:
-            self._release(sequence.slot, now_ns)
-            self._issue(sequence.slot, now_ns)
+        if not self._is_busy[sequence.slot]:
+            self._go_on(sequence, now_ns)
 
     def queued(self) -> int:
         return len(self._batcher)
@@ -298,9 +297,8 @@ class OldestLane:
         for turn in turns:
             if turn is not None:
                 del self._issued[turn.request]
-                slot = turn.sequence.slot
-                self._is_busy[slot] = False
-                self._issue(slot, now_ns)
+                self._is_busy[turn.sequence.slot] = False
+                self._go_on(turn.sequence, now_ns)
 
     def abandon(self, now_ns: int) -> None:
         lost = self.sequences()
@@ -334,8 +332,14 @@ class OldestLane:
             if sequence is None:
                 continue
             assert (sequence.lane, sequence.slot) == (self._index, slot)
-            assert sequence.waiting or not sequence.is_closed
-            assert self._is_busy[slot] or not sequence.waiting
+            assert self._is_busy[slot] or not (sequence.waiting or sequence.is_closed)
+
+    def _go_on(self, sequence: Sequence, now_ns: int) -> None:
+        """Nothing of a sequence runs: its next request is sent, or its slot given away if it is over."""
+        slot = sequence.slot
+        if sequence.is_closed and not sequence.waiting and self._slots[slot] is sequence:
+            self._release(slot, now_ns)
+        self._issue(slot, now_ns)
 
     def _issue(self, slot: int, now_ns: int) -> None:
         """Send the next request of a slot to the batcher, if there is one."""
@@ -352,9 +356,6 @@ class OldestLane:
             self._issued[request] = Turn(request, sequence)
             self._is_busy[slot] = True
             self._batcher.add(request, now_ns)
-            if sequence.is_closed and not sequence.waiting:
-                # Its last request has been sent; the next sequence's first waits until that is over.
-                self._release(slot, now_ns)
 
     def _release(self, slot: int, now_ns: int) -> None:
         """Give a slot to the next sequence, if one waits."""
@@ -367,13 +368,10 @@ class OldestLane:
         sequence = self._issued.pop(request).sequence
         slot = sequence.slot
         self._is_busy[slot] = False
-        holds_slot = self._slots[slot] is sequence
         sequence.waiting.appendleft(request)
         self._table.waiting_count += 1
         self._table.drop(sequence, reason, others)
-        if holds_slot:
-            self._release(slot, now_ns)
-        self._issue(slot, now_ns)
+        self._go_on(sequence, now_ns)
 
 
 def compared_shapes(spec: ModelSpec, request: InferenceRequest) -> object:
