@@ -63,13 +63,20 @@ class Answers:
         said = _said(error)
         if said is not None:
             return _error_response(said.code, said.text)
-        if isinstance(error, asyncio.CancelledError) and request.is_cancelled():
-            return _error_response(Code.CANCELLED, "")
+        if isinstance(error, asyncio.CancelledError) and _is_cancelled_from_outside():
+            return self._cancelled(request)
         model_log(self.model_name).error("model '%s' failed", self.model_name, exc_info=error)
         text = f"Failed to process the request(s) for model '{self.model_name}', message: {describe_failure(error)}"
         if isinstance(error, ValueError) and "read-only" in str(error):
             text += _READ_ONLY_HINT
         return _error_response(Code.INTERNAL, text)
+
+    def _cancelled(self, request: InferenceRequest) -> InferenceResponse:
+        if request.is_cancelled():
+            return _error_response(Code.CANCELLED, "")
+        return _error_response(
+            Code.UNAVAILABLE, f"model '{self.model_name}' was unloaded before it had answered"
+        )
 
     def _mistake(self, text: str) -> Error:
         return Error(Code.INTERNAL, f"model '{self.model_name}': {text}")
@@ -78,6 +85,16 @@ class Answers:
 def response_with(values: Mapping[str, TensorValue]) -> InferenceResponse:
     """A response of these tensors."""
     return InferenceResponse([declared_tensor(name, value) for name, value in values.items()])
+
+
+def _is_cancelled_from_outside() -> bool:
+    """Whether it was this task that was cancelled, and not just something that the model awaited."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        # A plain function, on a thread without a loop.
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 def _said(error: BaseException) -> Error | None:

@@ -6,9 +6,9 @@ A request that is cancelled cancels its task. A model that yields waits for a re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Final
 
 from cantata.bls.answers import Answers
@@ -81,18 +81,19 @@ class AsyncAnswering:
                 sender.send(flags=TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     async def _send_all(
-        self, request: InferenceRequest, sender: InferenceResponseSender, yielded: AsyncIterator[Any]
+        self, request: InferenceRequest, sender: InferenceResponseSender, yielded: AsyncGenerator[Any, None]
     ) -> None:
         received = request._received
         assert received is not None
         loop = asyncio.get_running_loop()
         until_wait = _ANSWERS_BETWEEN_WAITS
-        async for outputs in yielded:
-            sender.send(self._answers.response_of(outputs))
-            until_wait -= 1
-            if not until_wait:
-                until_wait = _ANSWERS_BETWEEN_WAITS
-                await loop.run_in_executor(_waiting, received.sender.wait_until_ready)
+        async with aclosing(yielded):
+            async for outputs in yielded:
+                sender.send(self._answers.response_of(outputs))
+                until_wait -= 1
+                if not until_wait:
+                    until_wait = _ANSWERS_BETWEEN_WAITS
+                    await loop.run_in_executor(_waiting, received.sender.wait_until_ready)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cantata.bls.named_tensors import Tensors
+from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START
 from cantata.runtime.response import ParameterValue
 
@@ -72,6 +73,14 @@ class Request:
     def requested_outputs(self) -> list[str]:
         """The outputs that the client asked for; empty for all."""
         return self._request.requested_output_names()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long somebody waits for the answer; None without a limit. 0 or less when it comes too late."""
+        received = self._request._received
+        if received is None or not received.deadline_ns:
+            return None
+        return (received.deadline_ns - monotonic_ns()) / 1e9
 
     @property
     def is_cancelled(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Final
 
 from cantata.bls.answers import Answers
@@ -59,10 +60,11 @@ class SyncAnswering:
         sender = request.get_response_sender()
         token = current_scope.set(Scope(Request(request), _CALLER))
         try:
-            for outputs in self._function(**self._answers.inputs_of(request)):
-                sender.send(self._answers.response_of(outputs))
-                if sender.is_cancelled():
-                    break
+            with closing(self._function(**self._answers.inputs_of(request))) as yielded:
+                for outputs in yielded:
+                    sender.send(self._answers.response_of(outputs))
+                    if sender.is_cancelled():
+                        break
             sender.send(flags=TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except BaseException as error:
             sender.send(self._answers.failure_of(request, error), TRITONSERVER_RESPONSE_COMPLETE_FINAL)
