@@ -40,8 +40,14 @@ class Model:
     running: dict[int, list[Turns]] = field(default_factory=dict)
     dropped: set[InferenceRequest] = field(default_factory=set)
 
-    def add(self, number: int, start: bool, end: bool, timeout_us: int) -> None:
-        is_live = self.bench.batcher.is_live(number)
+    def add(self, number: int, count: int, starts: str, end: bool, timeout_us: int) -> None:
+        """`count` requests of one sequence; the first starts it if need be, or always, or not even then."""
+        for index in range(count):
+            is_live = self.bench.batcher.is_live(number)
+            start = starts == "always" or (starts == "if need be" and not is_live)
+            self._add(number, is_live, start, end and index == count - 1, timeout_us)
+
+    def _add(self, number: int, is_live: bool, start: bool, end: bool, timeout_us: int) -> None:
         try:
             request = self.bench.add(number, start=start, end=end, timeout_us=timeout_us)
         except InferenceError:
@@ -129,7 +135,8 @@ EVENTS = st.one_of(
     st.tuples(
         st.just("add"),
         st.integers(1, 6),
-        st.booleans(),
+        st.integers(1, 3),
+        st.sampled_from(["if need be", "if need be", "if need be", "always", "never"]),
         st.sampled_from([False, False, False, True]),
         st.sampled_from([0, 0, 0, 300]),
     ),
@@ -149,7 +156,7 @@ BATCHINGS = st.sampled_from(
 )
 
 
-@given(BATCHINGS, st.integers(1, 2), st.lists(EVENTS, max_size=60))
+@given(BATCHINGS, st.integers(1, 2), st.lists(EVENTS, min_size=10, max_size=60))
 @settings(deadline=None)
 def test_every_sequence_runs_in_order_in_one_place_and_once(
     batching: ModelSequenceBatching, lanes: int, events: list[tuple[str, int]]
