@@ -11,6 +11,7 @@ no message, and may happen on any thread, under any lock.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -59,7 +60,7 @@ class ArenaWriter:
     """The side that fills slots. Any thread may call. `_lock` guards all attributes but the memory."""
 
     def __init__(self, memory: int, capacity: int) -> None:
-        self._map = _map(memory, capacity)
+        self._map: mmap.mmap | None = _map(memory, capacity)
         self._capacity = capacity
         self._lock = threading.Lock()
         self._free = FreeList(capacity // _UNIT)
@@ -71,15 +72,22 @@ class ArenaWriter:
 
     def store(self, array: Array) -> Slot:
         """A copy of `array`, in row-major order; raises ArenaFullError."""
-        offset = self._allocate(array.nbytes)
-        np.ndarray(array.shape, array.dtype, self._map, offset)[...] = array
+        memory, offset = self._allocate(array.nbytes)
+        np.ndarray(array.shape, array.dtype, memory, offset)[...] = array
         return offset, array.nbytes
 
     def store_bytes(self, data: bytes | memoryview) -> Slot:
         """A copy of `data`; raises ArenaFullError."""
-        offset = self._allocate(len(data))
-        self._map[offset : offset + len(data)] = data
+        memory, offset = self._allocate(len(data))
+        memory[offset : offset + len(data)] = data
         return offset, len(data)
+
+    def close(self) -> None:
+        """Let go of the memory; nothing is stored any more."""
+        with self._lock:
+            memory, self._map = self._map, None
+            self._slots.clear()
+        _release(memory)
 
     def used_bytes(self) -> int:
         """What is in use now, headers included."""
@@ -87,9 +95,12 @@ class ArenaWriter:
             self._sweep()
             return sum(self._slots.values()) * _UNIT
 
-    def _allocate(self, nbytes: int) -> int:
+    def _allocate(self, nbytes: int) -> tuple[mmap.mmap, int]:
         units = 1 + -(-nbytes // _UNIT)
         with self._lock:
+            memory = self._map
+            if memory is None:
+                raise ArenaFullError(StatusCode.UNAVAILABLE, "the model's process has ended")
             if len(self._slots) >= self._sweep_at:
                 self._sweep()
             start = self._free.allocate(units)
@@ -104,12 +115,14 @@ class ArenaWriter:
             self._slots[start] = units
             self._top = max(self._top, start + units)
             header = start * _UNIT
-            self._map[header] = _IN_USE
-        return header + _UNIT
+            memory[header] = _IN_USE
+        return memory, header + _UNIT
 
     def _sweep(self) -> None:
         """Take back the slots that the reader has cleared; the caller holds the lock."""
         memory = self._map
+        if memory is None:
+            return
         cleared = [start for start in self._slots if memory[start * _UNIT] == _FREE]
         for start in cleared:
             self._free.free(start, self._slots.pop(start))
@@ -136,7 +149,7 @@ class ArenaReader:
     """
 
     def __init__(self, memory: int, capacity: int) -> None:
-        self._map = _map(memory, capacity)
+        self._map: mmap.mmap | None = _map(memory, capacity)
         # Keeps the references alive whose callbacks clear slots; touched by single operations only.
         self._held: dict[int, _Clearing] = {}
         self._held_bytes = 0
@@ -148,15 +161,16 @@ class ArenaReader:
         Raises ValueError when there is no such array in the arena.
         """
         offset, nbytes = slot
-        if not _UNIT <= offset <= len(self._map) - nbytes or nbytes < 0:
+        memory = self._memory()
+        if not _UNIT <= offset <= len(memory) - nbytes or nbytes < 0:
             raise ValueError(f"a slot of {nbytes} bytes at {offset} is outside the arena")
         try:
-            view = np.ndarray.__new__(_SlotArray, shape, dtype, self._map, offset)
+            view = np.ndarray.__new__(_SlotArray, shape, dtype, memory, offset)
         except TypeError as error:
             raise ValueError(str(error)) from None
         if view.nbytes != nbytes:
             raise ValueError(f"an array of {view.nbytes} bytes in a slot of {nbytes}")
-        if self._held_bytes + nbytes > self._most_held_bytes:
+        if self._held_bytes + nbytes > self._most_held_bytes and self._holds_too_much(nbytes):
             copy = np.array(view, subok=False)
             self.clear(slot)
             return copy
@@ -164,10 +178,15 @@ class ArenaReader:
         self._held[offset] = _Clearing(view, self, slot)
         return view.view(np.ndarray)
 
+    def _holds_too_much(self, nbytes: int) -> bool:
+        # Counted anew: the running sum has no lock, since slots may be released under any.
+        self._held_bytes = sum(clearing.slot[1] for clearing in list(self._held.values()))
+        return self._held_bytes + nbytes > self._most_held_bytes
+
     def bytes_of(self, slot: Slot) -> bytes:
         """A copy of the bytes in `slot`, which is cleared."""
         offset, nbytes = slot
-        data = self._map[offset : offset + nbytes]
+        data = self._memory()[offset : offset + nbytes]
         if len(data) != nbytes:
             raise ValueError(f"a slot of {nbytes} bytes at {offset} is outside the arena")
         self.clear(slot)
@@ -176,9 +195,22 @@ class ArenaReader:
     def clear(self, slot: Slot) -> None:
         """Give a slot back to the writer."""
         offset, nbytes = slot
+        memory = self._map
+        if memory is None:
+            return
         if nbytes >= _LARGE_BYTES:
-            _give_back_pages(self._map, offset, offset + nbytes)
-        self._map[offset - _UNIT] = _FREE
+            _give_back_pages(memory, offset, offset + nbytes)
+        memory[offset - _UNIT] = _FREE
+
+    def close(self) -> None:
+        """Let go of the memory, but for what views still refer to; nothing is read any more."""
+        memory, self._map = self._map, None
+        _release(memory)
+
+    def _memory(self) -> mmap.mmap:
+        if self._map is None:
+            raise ValueError("the other process has ended")
+        return self._map
 
     def _released(self, clearing: _Clearing) -> None:
         # Forgotten first: once the slot is cleared, another array may come to lie at the same offset.
@@ -218,6 +250,13 @@ def _map(memory: int, capacity: int) -> mmap.mmap:
     # A crash report of a model should not hold all its tensors.
     mapped.madvise(mmap.MADV_DONTDUMP)
     return mapped
+
+
+def _release(memory: mmap.mmap | None) -> None:
+    if memory is not None:
+        # Where arrays refer to it still, it goes with the last of them.
+        with contextlib.suppress(BufferError):
+            memory.close()
 
 
 def _give_back_pages(memory: mmap.mmap, start: int, end: int) -> None:

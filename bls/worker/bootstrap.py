@@ -44,7 +44,7 @@ def main() -> None:
         launch = pickle.load(stream)
     _end_with(launch["server_pid"])
     # A crash tells where it happened; the server keeps what is said last.
-    faulthandler.enable()
+    faulthandler.enable(all_threads=False)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)
     problem = _find_packages(launch)

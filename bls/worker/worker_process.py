@@ -142,8 +142,7 @@ class WorkerProcess:
         try:
             self._process = watch.spawn(command.arguments, files, command.variables, self._shut_down)
         except OSError as error:
-            self._direct.close()
-            self._events.close()
+            self._close()
             raise internal_error(
                 f"the process of model instance '{self._name}' could not start: {error}"
             ) from error
@@ -382,9 +381,14 @@ class WorkerProcess:
             self._fail_batch(batch, error)
         # Those that `execute` waits for are failed by it.
         self._exchange.end(error, self._executing)
-        self._events.close()
         with self._direct_lock:
-            self._direct.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._events.close()
+        self._direct.close()
+        self._exchange.writer.close()
+        self._exchange.reader.close()
 
     def _take_event(self, message: Message) -> None:
         exchange = self._exchange

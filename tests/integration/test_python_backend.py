@@ -93,8 +93,16 @@ def execute(self, requests):
 """
 
 
+@pytest.fixture(scope="module", params=["thread", "process"])
+def isolation(request: pytest.FixtureRequest) -> dict[str, dict[str, str]]:
+    """Where the models run: the same model.py gives the same answers in both."""
+    return {"python": {"execution-isolation": request.param}}
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, isolation: dict[str, dict[str, str]]
+) -> Iterator[Server]:
     repository = tmp_path_factory.mktemp("models")
     write_identity(repository, "identity")
     config = python_config([IN], [OUT])
@@ -106,7 +114,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_model(repository, "drops", decoupled, DROPS)
     write_model(repository, "endless", decoupled, ENDLESS)
     write_model(repository, "raises", config, "def execute(self, requests):\n    raise SystemExit('no')")
-    with Server(repository) as server:
+    with Server(repository, backend_config=isolation) as server:
         yield server
 
 
@@ -189,19 +197,23 @@ BAD_MODELS = [
 
 
 @pytest.mark.parametrize(("code", "reason"), BAD_MODELS)
-def test_a_bad_model_is_reported_and_the_others_serve(tmp_path: Path, code: str, reason: str) -> None:
+def test_a_bad_model_is_reported_and_the_others_serve(
+    tmp_path: Path, isolation: dict[str, dict[str, str]], code: str, reason: str
+) -> None:
     write_identity(tmp_path, "good")
     write_model(tmp_path, "bad", python_config([IN], [OUT]), code=code)
-    with Server(tmp_path, exit_on_error=False) as server:
+    with Server(tmp_path, exit_on_error=False, backend_config=isolation) as server:
         assert server.infer("good", {"INPUT": [1]})["OUTPUT"].tolist() == [1.0]
         [failure] = server.core.failures()
         assert (failure.name, reason in failure.reason) == ("bad", True), failure.reason
 
 
-def test_stopping_the_server_ends_requests_that_a_model_forgot(tmp_path: Path) -> None:
+def test_stopping_the_server_ends_requests_that_a_model_forgot(
+    tmp_path: Path, isolation: dict[str, dict[str, str]]
+) -> None:
     keeps = "def execute(self, requests):\n    self.kept = requests[0].get_response_sender()"
     write_model(tmp_path, "keeps", python_config([IN], [OUT], decoupled=True), keeps)
-    server = Server(tmp_path, exit_timeout_secs=0.2)
+    server = Server(tmp_path, exit_timeout_secs=0.2, backend_config=isolation)
     server.start()
     failures: list[str] = []
 

@@ -1,0 +1,465 @@
+"""Models in processes of their own: what crosses, and what becomes of requests and models when a process ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import venv
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from cantata import InferenceError, Server
+from cantata.runtime.errors import StatusCode
+from tests.support.model_files import (
+    IDENTITY,
+    ensemble_config,
+    python_config,
+    step_text,
+    tensor_text,
+    write_identity,
+    write_model,
+)
+
+IN, OUT = tensor_text("INPUT"), tensor_text("OUTPUT")
+PROCESS = {"python": {"execution-isolation": "process"}}
+
+# Answers with its process' number; does what INPUT says first.
+OBEDIENT = """
+def execute(self, requests):
+    import ctypes, os, sys, time
+    responses = []
+    for request in requests:
+        order = int(request.inputs()[0].as_numpy()[0])
+        if order == 1:
+            print("about to go", file=sys.stderr, flush=True)
+            os._exit(7)
+        if order == 2:
+            ctypes.string_at(0)
+        if order == 3:
+            while True:
+                pass
+        if order == 4:
+            time.sleep(60)
+        responses.append(
+            pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([os.getpid()], np.float32))])
+        )
+    return responses
+"""
+ANSWER, EXIT, CRASH, SPIN, SLEEP = range(5)
+
+
+def parameter(name: str, value: str) -> str:
+    return f'parameters {{ key: "{name}" value: {{ string_value: "{value}" }} }}'
+
+
+IN_PROCESS = parameter("EXECUTION_ISOLATION", "process")
+
+
+def write_obedient(repository: Path, name: str = "obedient", extra: str = IN_PROCESS, code: str = "") -> None:
+    write_model(repository, name, python_config([IN], [OUT], extra=extra), code + OBEDIENT)
+
+
+def order(server: Server, what: int, model: str = "obedient") -> int:
+    return int(server.infer(model, {"INPUT": [what]})["OUTPUT"][0])
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+def is_ready(server: Server, model: str = "obedient") -> bool:
+    return server.core.is_model_ready(model)
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """`obedient`, an ensemble of it, and `identity` in a process of its own."""
+    write_obedient(tmp_path)
+    write_identity(tmp_path, "identity", extra=IN_PROCESS)
+    step = step_text("obedient", {"INPUT": "INPUT"}, {"OUTPUT": "OUTPUT"})
+    write_model(tmp_path, "ensemble", ensemble_config([IN], [OUT], [step]))
+    with Server(tmp_path) as server:
+        yield server
+
+
+def test_an_instance_is_a_process_that_ends_with_its_model(tmp_path: Path) -> None:
+    write_obedient(tmp_path)
+    with Server(tmp_path) as server:
+        assert [order(server, ANSWER)] == [child.pid for child in children()]
+    assert children() == []
+
+
+def test_more_than_one_instance_means_processes(tmp_path: Path) -> None:
+    write_obedient(tmp_path, extra="instance_group { count: 2 kind: KIND_CPU }")
+    with Server(tmp_path) as server, ThreadPoolExecutor(8) as clients:
+        seen = set(clients.map(lambda _: order(server, ANSWER), range(400)))
+        assert seen == {child.pid for child in children()}
+        assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (
+            parameter("EXECUTION_ISOLATION", "container"),
+            "parameter EXECUTION_ISOLATION: expected thread or process, got 'container'",
+        ),
+        (
+            parameter("EXECUTION_TIMEOUT", "soon"),
+            "parameter EXECUTION_TIMEOUT: expected a number of seconds, got 'soon'",
+        ),
+        (
+            parameter("EXECUTION_ISOLATION", "thread") + parameter("EXECUTION_TIMEOUT", "1"),
+            "parameter EXECUTION_TIMEOUT: needs a process, but EXECUTION_ISOLATION is thread",
+        ),
+        (
+            parameter("EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/env"),
+            "parameter EXECUTION_ENV_PATH: there is no folder and no archive",
+        ),
+    ],
+)
+def test_a_wrong_parameter_is_told_at_load(tmp_path: Path, extra: str, reason: str) -> None:
+    write_obedient(tmp_path, extra=extra)
+    server = Server(tmp_path, exit_on_error=False)
+    with server:
+        [failure] = server.core.failures()
+        assert reason in failure.reason
+
+
+def test_large_tensors_cross(server: Server) -> None:
+    tensor = np.arange(16 << 20, dtype=np.float32)
+    for _ in range(3):
+        assert np.array_equal(server.infer("identity", {"INPUT": tensor})["OUTPUT"], tensor)
+    empty = np.zeros(0, np.float32)
+    assert server.infer("identity", {"INPUT": empty})["OUTPUT"].shape == (0,)
+
+
+def test_results_that_a_caller_keeps_stay_as_they_are(server: Server) -> None:
+    kept = [
+        server.infer("identity", {"INPUT": np.full(100_000, value, np.float32)})["OUTPUT"]
+        for value in range(30)
+    ]
+    assert [float(result[0]) for result in kept] == [float(result[-1]) for result in kept]
+    assert [float(result[0]) for result in kept] == list(range(30))
+
+
+def test_a_tensor_that_finds_no_room_is_an_error_that_says_how_much_it_needs(tmp_path: Path) -> None:
+    write_identity(tmp_path, "identity", extra=IN_PROCESS)
+    with Server(tmp_path, backend_config={"python": {"arena-max-byte-size": str(1 << 20)}}) as server:
+        with pytest.raises(
+            InferenceError, match=r"4000000 bytes do not fit .*arena-max-byte-size"
+        ) as failure:
+            server.infer("identity", {"INPUT": np.zeros(1_000_000, np.float32)})
+        assert failure.value.code is StatusCode.UNAVAILABLE
+        assert server.infer("identity", {"INPUT": [1]})["OUTPUT"].tolist() == [1.0]
+
+
+def test_strings_and_batches_cross(tmp_path: Path) -> None:
+    text_in, text_out = tensor_text("INPUT", "STRING"), tensor_text("OUTPUT", "STRING")
+    extra = f"dynamic_batching {{ max_queue_delay_microseconds: 2000 }} {IN_PROCESS}"
+    config = python_config([text_in], [text_out], max_batch_size=8, extra=extra)
+    write_model(tmp_path, "strings", config, IDENTITY)
+    texts = [[f"{index}-äö".encode() * (1 + index * 50)] for index in range(64)]
+    with Server(tmp_path) as server, ThreadPoolExecutor(8) as clients:
+        answers = clients.map(lambda text: server.infer("strings", {"INPUT": [text]}), texts)
+        assert [answer["OUTPUT"].tolist()[0] for answer in answers] == texts
+        assert server.core.statistics("strings")[0].execution_count < 64
+
+
+def test_the_models_log_is_the_servers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    says = """
+def execute(self, requests):
+    pb_utils.Logger.log_warn("from afar")
+    return [pb_utils.InferenceResponse([r.inputs()[0]], None) for r in requests]
+"""
+    write_model(tmp_path, "says", python_config([IN], [tensor_text("INPUT")], extra=IN_PROCESS), says)
+    with Server(tmp_path) as server:
+        server.infer("says", {"INPUT": [1]})
+    assert ("cantata.model.says", logging.WARNING, "from afar") in caplog.record_tuples
+
+
+def test_a_model_completes_its_configuration_in_a_process_of_its_own(tmp_path: Path) -> None:
+    code = """
+@staticmethod
+def auto_complete_config(config):
+    import os
+    config.add_input({"name": "INPUT", "data_type": "TYPE_FP32", "dims": [-1]})
+    config.add_output({"name": "OUTPUT", "data_type": "TYPE_FP32", "dims": [-1]})
+    assert os.getppid() == int(open(pb_utils.get_model_dir() + "/server").read())
+    return config
+"""
+    write_model(tmp_path, "completes", 'backend: "python"\n' + IN_PROCESS, code + IDENTITY)
+    (tmp_path / "completes" / "1" / "server").write_text(str(os.getpid()))
+    with Server(tmp_path) as server:
+        assert server.infer("completes", {"INPUT": [1]})["OUTPUT"].tolist() == [1.0]
+
+
+def test_cancelling_reaches_a_model_that_looks(tmp_path: Path) -> None:
+    waits = """
+def execute(self, requests):
+    while not requests[0].is_cancelled():
+        pass
+    open(pb_utils.get_model_dir() + "/seen", "w").close()
+    return [pb_utils.InferenceResponse(error=pb_utils.TritonError("seen"))]
+"""
+    write_model(tmp_path, "waits", python_config([IN], [OUT], extra=IN_PROCESS), waits)
+
+    async def ask_and_leave(server: Server) -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(server.infer_async("waits", {"INPUT": [1]}), 0.2)
+
+    with Server(tmp_path) as server:
+        asyncio.run(ask_and_leave(server))
+        eventually((tmp_path / "waits" / "1" / "seen").exists)
+
+
+class TestAProcessThatEnds:
+    @pytest.mark.parametrize(
+        ("what", "cause"),
+        [
+            (EXIT, r"ended with exit code 7; its stderr ended with:\nabout to go$"),
+            (
+                CRASH,
+                r"was killed by SIGSEGV; its stderr ended with:[\s\S]*Segmentation fault[\s\S]*model\.py",
+            ),
+        ],
+    )
+    def test_fails_its_requests_with_the_cause(self, server: Server, what: int, cause: str) -> None:
+        with pytest.raises(
+            InferenceError, match=f"process of model instance 'obedient_0' {cause}"
+        ) as failure:
+            order(server, what)
+        assert failure.value.code is StatusCode.UNAVAILABLE
+        assert server.infer("identity", {"INPUT": [5]})["OUTPUT"].tolist() == [5.0]
+        eventually(lambda: is_ready(server))
+        assert order(server, ANSWER) > 0
+
+    def test_between_requests_is_replaced(self, server: Server) -> None:
+        first = order(server, ANSWER)
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: not is_ready(server))
+        eventually(lambda: is_ready(server))
+        assert order(server, ANSWER) != first
+
+    def test_makes_its_model_and_ensembles_unready_until_it_is_replaced(self, tmp_path: Path) -> None:
+        gate = "def initialize(self, args):\n    import os, time\n    while os.path.exists('GATE'): time.sleep(0.01)\n"
+        write_obedient(tmp_path, code=gate.replace("GATE", str(tmp_path / "gate")))
+        step = step_text("obedient", {"INPUT": "INPUT"}, {"OUTPUT": "OUTPUT"})
+        write_model(tmp_path, "ensemble", ensemble_config([IN], [OUT], [step]))
+        with Server(tmp_path) as server:
+            assert server.core.is_ready()
+            (tmp_path / "gate").touch()
+            os.kill(order(server, ANSWER), signal.SIGKILL)
+            eventually(lambda: not is_ready(server))
+            assert not is_ready(server, "ensemble")
+            assert not server.core.is_ready()
+            for model in ("obedient", "ensemble"):
+                with pytest.raises(InferenceError, match="was killed by SIGKILL") as failure:
+                    order(server, ANSWER, model)
+                assert failure.value.code is StatusCode.UNAVAILABLE
+            (tmp_path / "gate").unlink()
+            eventually(lambda: is_ready(server, "ensemble"))
+            assert order(server, ANSWER, "ensemble") > 0
+            assert server.core.is_ready()
+
+    def test_is_killed_when_it_takes_longer_than_its_limit(self, tmp_path: Path) -> None:
+        write_obedient(tmp_path, extra=parameter("EXECUTION_TIMEOUT", "0.5"))
+        with Server(tmp_path) as server:
+            for _ in range(2):
+                with pytest.raises(
+                    InferenceError, match=r"longer than EXECUTION_TIMEOUT \(0.5 s\)"
+                ) as failure:
+                    order(server, SPIN)
+                assert failure.value.code is StatusCode.UNAVAILABLE
+                eventually(lambda: is_ready(server))
+                assert order(server, ANSWER) > 0
+
+    def test_in_initialize_fails_the_load_and_is_not_tried_again(self, tmp_path: Path) -> None:
+        write_obedient(tmp_path, code="def initialize(self, args):\n    import os\n    os._exit(3)\n")
+        with Server(tmp_path, exit_on_error=False) as server:
+            [failure] = server.core.failures()
+            assert "the process of model instance 'obedient_0' ended with exit code 3" in failure.reason
+            assert children() == []
+
+    def test_in_finalize_hurts_nobody(self, tmp_path: Path) -> None:
+        write_obedient(tmp_path, code="def finalize(self):\n    import os\n    os._exit(3)\n")
+        write_obedient(
+            tmp_path,
+            "endless",
+            parameter("EXECUTION_TIMEOUT", "0.3"),
+            code="def finalize(self):\n    while True: pass\n",
+        )
+        with Server(tmp_path) as server:
+            assert order(server, ANSWER) != order(server, ANSWER, "endless")
+        assert children() == []
+
+    def test_fails_all_that_a_coroutine_holds(self, tmp_path: Path) -> None:
+        holds = """
+async def execute(self, requests):
+    import os
+    if requests[0].inputs()[0].as_numpy()[0] == 1:
+        os._exit(9)
+    await asyncio.sleep(60)
+"""
+        write_model(tmp_path, "holds", python_config([IN], [OUT], extra=IN_PROCESS), holds)
+        with Server(tmp_path) as server, ThreadPoolExecutor(8) as clients:
+            held = [clients.submit(server.infer, "holds", {"INPUT": [0]}) for _ in range(7)]
+            eventually(lambda: server.core.model("holds").scheduler.in_flight == 7)
+            with pytest.raises(InferenceError, match="ended with exit code 9"):
+                server.infer("holds", {"INPUT": [1]})
+            for future in held:
+                assert "ended with exit code 9" in str(future.exception(10))
+
+    def test_fails_the_streams_that_outlive_execute(self, tmp_path: Path) -> None:
+        keeps = """
+def execute(self, requests):
+    self.senders = getattr(self, "senders", []) + [r.get_response_sender() for r in requests]
+    self.senders[-1].send(pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.ones(1, np.float32))]))
+    if len(self.senders) == 3:
+        threading.Timer(0.1, lambda: __import__("os")._exit(4)).start()
+"""
+        write_model(tmp_path, "keeps", python_config([IN], [OUT], decoupled=True, extra=IN_PROCESS), keeps)
+        with Server(tmp_path) as server:
+            streams = [server.stream("keeps", {"INPUT": [1]}) for _ in range(3)]
+            for stream in streams:
+                assert next(stream)["OUTPUT"].tolist() == [1.0]
+                with pytest.raises(InferenceError, match="ended with exit code 4"):
+                    next(stream)
+
+    def test_leaves_the_others_instances_requests_alone(self, tmp_path: Path) -> None:
+        write_obedient(tmp_path, extra="instance_group { count: 2 kind: KIND_CPU }")
+        with Server(tmp_path) as server, ThreadPoolExecutor(1) as clients:
+            asleep = clients.submit(order, server, SLEEP)
+            eventually(lambda: server.core.model("obedient").scheduler.in_flight == 1)
+            with pytest.raises(InferenceError, match="exit code 7"):
+                order(server, EXIT)
+            eventually(lambda: len(children()) == 2)
+            assert order(server, ANSWER) > 0
+            assert not asleep.done()
+            for child in children():
+                child.kill()
+            assert "SIGKILL" in str(asleep.exception(10))
+
+
+def test_nothing_is_left_of_processes_that_are_killed_under_load(tmp_path: Path) -> None:
+    write_obedient(tmp_path, extra="instance_group { count: 2 kind: KIND_CPU }")
+    me = psutil.Process()
+    with Server(tmp_path) as server:
+        order(server, ANSWER)
+        files_before = me.num_fds()
+        threads_before = me.num_threads()
+        stop = threading.Event()
+        answered: list[int] = []
+        codes: set[StatusCode] = set()
+
+        def ask() -> None:
+            while not stop.is_set():
+                try:
+                    answered.append(order(server, ANSWER))
+                except InferenceError as error:
+                    codes.add(error.code)
+                    time.sleep(0.001)
+
+        with ThreadPoolExecutor(4) as clients:
+            asking = [clients.submit(ask) for _ in range(4)]
+            for _ in range(20):
+                alive = [child for child in children() if child.status() != psutil.STATUS_ZOMBIE]
+                if alive:
+                    alive[0].kill()
+                time.sleep(0.1)
+            stop.set()
+            for future in asking:
+                future.result(20)
+        eventually(lambda: len(children()) == 2)
+        eventually(lambda: me.num_fds() <= files_before + 2)
+        eventually(lambda: me.num_threads() <= threads_before + 6)
+        assert all(child.status() != psutil.STATUS_ZOMBIE for child in children())
+        assert len(set(answered)) > 5
+        assert codes == {StatusCode.UNAVAILABLE}
+    assert children() == []
+
+
+def test_processes_end_with_a_server_that_is_killed(tmp_path: Path) -> None:
+    write_obedient(tmp_path)
+    program = (
+        "import sys, time; from cantata import Server\n"
+        "server = Server(sys.argv[1]); server.start()\n"
+        "print(int(server.infer('obedient', {'INPUT': [0]})['OUTPUT'][0]), flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE) as host:
+        assert host.stdout is not None
+        child = int(host.stdout.readline())
+        assert psutil.pid_exists(child)
+        host.kill()
+    eventually(lambda: not psutil.pid_exists(child))
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with this one's numpy, and a module that this one lacks."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    [packages] = folder.glob("lib/python*/site-packages")
+    for name in ("numpy", "numpy.libs"):
+        source = Path(np.__file__).parents[1] / name
+        if source.exists():
+            (packages / name).symlink_to(source)
+    (packages / "only_there.py").write_text("ANSWER = 42.0")
+    return folder
+
+
+class TestAnEnvironmentOfTheModelsOwn:
+    SAYS = """
+def execute(self, requests):
+    import only_there
+    return [
+        pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([only_there.ANSWER], np.float32))])
+        for _ in requests
+    ]
+"""
+
+    def test_runs_the_model(self, tmp_path: Path, environment: Path) -> None:
+        extra = parameter("EXECUTION_ENV_PATH", str(environment))
+        write_model(tmp_path, "elsewhere", python_config([IN], [OUT], extra=extra), self.SAYS)
+        with Server(tmp_path) as server:
+            assert server.infer("elsewhere", {"INPUT": [1]})["OUTPUT"].tolist() == [42.0]
+
+    def test_may_lie_in_the_models_directory_and_be_an_archive(
+        self, tmp_path: Path, environment: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        repository = tmp_path / "models"
+        extra = parameter("EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/environment.tar.gz")
+        write_model(repository, "packed", python_config([IN], [OUT], extra=extra), self.SAYS)
+        archive = repository / "packed" / "environment.tar.gz"
+        subprocess.run(["tar", "-czf", archive, "-C", environment, "."], check=True)
+        for _ in range(2):
+            with Server(repository) as server:
+                assert server.infer("packed", {"INPUT": [1]})["OUTPUT"].tolist() == [42.0]
+        assert len(list((tmp_path / "cache").rglob(".complete"))) == 1
+
+    def test_without_numpy_is_refused(self, tmp_path: Path) -> None:
+        venv.create(tmp_path / "bare", symlinks=True)
+        extra = parameter("EXECUTION_ENV_PATH", str(tmp_path / "bare"))
+        write_model(tmp_path / "models", "bare", python_config([IN], [OUT], extra=extra), self.SAYS)
+        with Server(tmp_path / "models", exit_on_error=False) as server:
+            [failure] = server.core.failures()
+            assert "numpy must be installed in it" in failure.reason
