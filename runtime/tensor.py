@@ -22,6 +22,8 @@ if sys.byteorder != "little":
     raise ImportError("cantata needs a little-endian machine: tensors are passed as they lie in memory")
 
 _LENGTH = struct.Struct("<I")
+# Below this many bytes, a copy costs less than a view.
+_SMALL = 16_384
 
 
 class Tensor:
@@ -51,14 +53,12 @@ class Tensor:
         return self.array.nbytes
 
     def raw_bytes(self) -> bytes | memoryview:
-        """The elements in row-major order as the wire has them; a view of the array where no copy is needed."""
+        """The elements in row-major order as the wire has them; of a large array in order, a view."""
         if self.datatype is DataType.BYTES:
             return encode_bytes_elements(self._elements())
         array = self.array
-        if not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array)
-        if not array.size:
-            return b""
+        if array.nbytes <= _SMALL or not array.flags.c_contiguous:
+            return array.tobytes()
         return array.reshape(-1).view(np.uint8).data
 
     def _elements(self) -> Iterable[bytes]:
