@@ -18,6 +18,7 @@ from cantata.runtime.tensor import Tensor
 if TYPE_CHECKING:
     from cantata.runtime.execution.execution import Execution
     from cantata.runtime.observe.statistics import ComputeTimes
+    from cantata.runtime.observe.trace import RequestTrace
 
 _log = logging.getLogger("cantata.request")
 
@@ -50,13 +51,15 @@ class Cancellation:
     added too late), and must be quick. Any thread may call.
     """
 
-    __slots__ = ("_listeners", "_lock", "is_cancelled")
+    __slots__ = ("_listeners", "_lock", "_queued", "is_cancelled")
 
     def __init__(self) -> None:
         self.is_cancelled = False
         self._lock = threading.Lock()
         # None until somebody listens: most requests are never cancelled and never listened to.
         self._listeners: dict[object, Callable[[], None]] | None = None
+        # The first request that waits in a queue: most are the only one, and need no listener.
+        self._queued: InferenceRequest | None = None
 
     def cancel(self) -> None:
         """Say that nobody waits for the answer any more."""
@@ -65,6 +68,9 @@ class Cancellation:
                 return
             self.is_cancelled = True
             listeners, self._listeners = self._listeners, None
+        queued, self._queued = self._queued, None
+        if queued is not None:
+            queued.leave_queue()
         for listener in (listeners or {}).values():
             listener()
 
@@ -83,6 +89,36 @@ class Cancellation:
         with self._lock:
             if self._listeners is not None:
                 self._listeners.pop(key, None)
+
+    def watch(self, request: InferenceRequest) -> None:
+        """Have `request` leave its queue on cancellation; to be called once it is there, outside the queue's lock.
+
+        Of two requests that share the cancellation and are queued at the same moment one may miss it.
+        """
+        if self._queued is None:
+            self._queued = request
+        else:
+            self.add_listener(request, request.leave_queue)
+        # Either this thread sees that it is cancelled, or the one that cancels sees the request.
+        if self.is_cancelled:
+            request.leave_queue()
+        # It may have been taken meanwhile by somebody who found nothing to forget.
+        if request.queue is None:
+            self.unwatch(request)
+
+    def unwatch(self, request: InferenceRequest) -> None:
+        """Forget a request that has left its queue."""
+        if self._queued is request:
+            self._queued = None
+        elif self._listeners is not None:
+            self.remove_listener(request)
+
+
+class RequestQueue(Protocol):
+    """Where a request waits."""
+
+    def cancelled(self, request: InferenceRequest) -> None:
+        """Nobody waits for the answer to `request` any more; called on the thread that cancels, perhaps too late."""
 
 
 class RequestOwner(Protocol):
@@ -116,6 +152,7 @@ class InferenceRequest:
         "owner",
         "parameters",
         "priority",
+        "queue",
         "queued_ns",
         "received_ns",
         "requested_outputs",
@@ -125,6 +162,7 @@ class InferenceRequest:
         "states",
         "timeout_us",
         "times",
+        "trace",
         "waiting",
     )
 
@@ -174,6 +212,10 @@ class InferenceRequest:
         self.carried: object = None
         # Set by the scheduler that accepts the request, and unset where it accounts for a whole batch at once.
         self.owner: RequestOwner | None = None
+        # The queue that it waits in and leaves when it is cancelled; guarded by that queue's lock.
+        self.queue: RequestQueue | None = None
+        # Set by the front-end for a request that is traced, and for the steps that it goes through.
+        self.trace: RequestTrace | None = None
         self._finished = False
 
     @property
@@ -192,10 +234,21 @@ class InferenceRequest:
         if self.owner is not None:
             self.owner.responded(self, response, final)
         self.response_count += 1
+        trace = self.trace
+        if trace is not None:
+            trace.answered(self, response, final)
         try:
             self.sender.send(response, final)
         except Exception:
             _log.exception("a response of model '%s' could not be delivered", self.model_name)
+        if trace is not None and final:
+            trace.ended(self)
+
+    def leave_queue(self) -> None:
+        """Tell the queue that it waits in, if it still does, that it is cancelled."""
+        queue = self.queue
+        if queue is not None:
+            queue.cancelled(self)
 
     def fail(self, error: InferenceError) -> None:
         """Answer finally with `error`."""

@@ -30,6 +30,13 @@ class Work(Protocol):
         """Run it; never raises."""
 
 
+class Dispatcher(Protocol):
+    """What has work run; a WorkerPool, or something that asks one when the time has come."""
+
+    def dispatch(self, work: Work) -> None:
+        """Have `work` run, on this thread or another."""
+
+
 class _ThreadState(threading.local):
     # The thread's own list of work it has taken on, or None while work must go to other threads at once: always so
     # inside a model's code, which may wait for the very requests it sends.

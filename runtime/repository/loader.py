@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 
 from cantata.dag.composition import FindModel, check_composition, is_decoupled_ensemble
 from cantata.dag.plan import compile_plan
-from cantata.grammars.model_config import ModelConfig, ModelTransactionPolicy
+from cantata.grammars.model_config import ModelTransactionPolicy
 from cantata.runtime.backends.backend import (
     Backend,
     BackendInstance,
     BackendSettings,
     LoadedModel,
+    SelfReportingInstance,
     ServerServices,
 )
 from cantata.runtime.backends.catalog import open_backend
@@ -28,10 +29,12 @@ from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.repository.completion import PreparedModel, problems_error
 from cantata.runtime.repository.model_version import ModelVersion
+from cantata.runtime.scheduling.batch_strategy import load_batch_strategy
 from cantata.runtime.scheduling.batcher import Batcher, SingleRequestQueue
 from cantata.runtime.scheduling.dynamic_batcher import DynamicBatcher
 from cantata.runtime.scheduling.ensemble_scheduler import EnsembleScheduler
 from cantata.runtime.scheduling.model_scheduler import ModelScheduler
+from cantata.runtime.scheduling.priority_queue import priority_queue
 from cantata.runtime.scheduling.sequence_inputs import SequenceInputs
 from cantata.runtime.scheduling.sequence_scheduler import SequenceScheduler
 from cantata.runtime.scheduling.sequence_strategies import sequence_batcher
@@ -90,12 +93,26 @@ class ModelLoader:
             raise
         scheduler.add_instances(instances)
         seconds = time.monotonic() - started
-        return ModelVersion(config, version, prepared.directory.path, spec, scheduler, model, (), seconds)
+        reporting = tuple(
+            instance
+            for instance in instances
+            if isinstance(instance, SelfReportingInstance) and instance.has_readiness_hook
+        )
+        return ModelVersion(
+            config, version, prepared.directory.path, spec, scheduler, model, (), seconds, reporting
+        )
 
     def _scheduler(self, prepared: PreparedModel, spec: ModelSpec) -> ModelScheduler | SequenceScheduler:
         config = prepared.config
         if config.sequence_batching is None:
-            return ModelScheduler(spec, _batcher(config, spec), self._workers, self._timer)
+            batching = config.dynamic_batching
+            return ModelScheduler(
+                spec,
+                _batcher(prepared, spec),
+                self._workers,
+                self._timer,
+                preserves_order=batching is not None and batching.preserve_ordering,
+            )
         inputs = SequenceInputs(config, prepared.directory.path)
         batcher = sequence_batcher(config.sequence_batching, spec, inputs.prepare)
         return SequenceScheduler(spec, batcher, inputs, self._workers, self._timer)
@@ -138,11 +155,18 @@ class ModelLoader:
                 _log.exception("backend '%s' could not be closed", name)
 
 
-def _batcher(config: ModelConfig, spec: ModelSpec) -> Batcher:
-    batching = config.dynamic_batching
-    if batching is None or not spec.batches:
+def _batcher(prepared: PreparedModel, spec: ModelSpec) -> Batcher:
+    batching = prepared.config.dynamic_batching
+    if batching is None:
         return SingleRequestQueue()
-    return DynamicBatcher(spec, batching.preferred_batch_size, batching.max_queue_delay_microseconds)
+    files = prepared.files(spec.model_version)
+    return DynamicBatcher(
+        spec,
+        batching.preferred_batch_size,
+        batching.max_queue_delay_microseconds,
+        priorities=priority_queue(batching),
+        strategy=load_batch_strategy(prepared.config, files.model_directory, files.version_directory),
+    )
 
 
 def _close_all(instances: list[BackendInstance], model: LoadedModel) -> None:

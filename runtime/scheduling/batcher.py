@@ -1,4 +1,4 @@
-"""What decides which waiting requests run together: the protocol of the deciders, and the two that there are.
+"""What decides which waiting requests run together: the protocol of the deciders, and the simplest of them.
 
 Pure: no threads, locks, clocks or tensor contents. Time is an argument, in nanoseconds on the monotonic clock. The
 driver (`model_scheduler.py`) holds the lock under which these are called.
@@ -6,7 +6,7 @@ driver (`model_scheduler.py`) holds the lock under which these are called.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,8 +31,20 @@ class Batch:
 class Batcher(Protocol):
     """A queue that says when a batch is ready and hands it out."""
 
+    # Whether requests may wait for too long here.
+    can_expire: bool
+
     def add(self, request: InferenceRequest, now_ns: int) -> None:
-        """Queue a validated request."""
+        """Queue a validated request; raises InferenceError when the queue is full."""
+
+    def remove(self, request: InferenceRequest) -> None:
+        """Take a queued request out; for one that was cancelled."""
+
+    def expires_at(self) -> int:
+        """When `expire` has something to do, at the earliest; NEVER if nothing can expire."""
+
+    def expire(self, now_ns: int) -> list[InferenceRequest]:
+        """Take out the requests that have waited for too long. `take` does this too."""
 
     def ready_at(self, now_ns: int) -> int:
         """When an idle instance should take a batch: `now_ns` or earlier if at once, NEVER if nothing is queued."""
@@ -55,14 +67,25 @@ def is_abandoned(request: InferenceRequest, now_ns: int) -> bool:
 class SingleRequestQueue:
     """The default scheduler's queue (reference, section 6.2): first in, first out, one request an execution."""
 
+    can_expire = False
+
     def __init__(self) -> None:
-        self._queue: deque[InferenceRequest] = deque()
+        self._queue: OrderedDict[InferenceRequest, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._queue)
 
     def add(self, request: InferenceRequest, now_ns: int) -> None:
-        self._queue.append(request)
+        self._queue[request] = None
+
+    def remove(self, request: InferenceRequest) -> None:
+        self._queue.pop(request, None)
+
+    def expires_at(self) -> int:
+        return NEVER
+
+    def expire(self, now_ns: int) -> list[InferenceRequest]:
+        return []
 
     def ready_at(self, now_ns: int) -> int:
         return now_ns if self._queue else NEVER
@@ -70,7 +93,7 @@ class SingleRequestQueue:
     def take(self, now_ns: int) -> Batch:
         dropped: list[InferenceRequest] = []
         while self._queue:
-            request = self._queue.popleft()
+            request, _ = self._queue.popitem(last=False)
             if not is_abandoned(request, now_ns):
                 return Batch([request], request.batch_size, dropped)
             dropped.append(request)

@@ -16,7 +16,7 @@ from cantata.runtime.backends.backend import BackendInstance, RestartingInstance
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, internal_error, unavailable
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.execution.worker_pool import ModelCode, WorkerPool
+from cantata.runtime.execution.worker_pool import Dispatcher, ModelCode
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.observe.statistics import (
@@ -31,6 +31,7 @@ from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.batcher import NEVER, Batch, Batcher
 from cantata.runtime.scheduling.circular_waits import CircularWaits
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
+from cantata.runtime.scheduling.response_order import ResponseOrder
 from cantata.runtime.scheduling.timer import Timer
 
 _log = logging.getLogger("cantata.scheduler")
@@ -104,9 +105,19 @@ class ModelScheduler:
     never held while a model runs or a response is sent.
     """
 
-    def __init__(self, spec: ModelSpec, batcher: Batcher, workers: WorkerPool, timer: Timer) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        batcher: Batcher,
+        workers: Dispatcher,
+        timer: Timer,
+        *,
+        preserves_order: bool = False,
+    ) -> None:
+        """`preserves_order` answers requests in the order in which they were accepted."""
         self._spec = spec
         self._batcher = batcher
+        self._order = ResponseOrder() if preserves_order else None
         self._workers = workers
         self._timer = timer
         self._lock = threading.Lock()
@@ -138,21 +149,16 @@ class ModelScheduler:
         request.queued_ns = now_ns
         if not self._in_flight.enter():
             raise unavailable(f"{request.described_id()}{STOPPED}")
-        with self._lock:
-            refusal = None
-            if self.unavailability is not None:
-                # An error that is raised again and again would collect the frames of all who raise it.
-                refusal = unavailable(self.unavailability.message)
-            elif request.waiting:
-                refusal = self._waits.refusal(request, self._instances)
-            if refusal is None:
-                self._batcher.add(request, now_ns)
-                instance = self._reserve(now_ns)
-        if refusal is not None:
+        try:
+            with self._lock:
+                instance = self._admit(request, now_ns)
+        except InferenceError:
             self._in_flight.leave()
-            raise refusal
+            raise
         if instance is not None:
             self._workers.dispatch(instance)
+        else:
+            request.cancellation.watch(request)
 
     def run_instance(self, instance: ScheduledInstance) -> None:
         """Run one batch in a reserved instance, answer its requests, and see what comes next. Never raises."""
@@ -163,14 +169,19 @@ class ModelScheduler:
                 self._rest(instance)
                 again = self._reserve(start_ns)
             self._waits.forget(batch)
+            for request in batch.requests:
+                request.queue = None
+            for request in batch.dropped:
+                request.queue = None
         if batch.dropped:
-            self._answer_dropped(batch)
+            self._answer_dropped(batch.dropped)
         if not batch.requests:
             if again is not None:
                 self._workers.dispatch(again)
             return
         for request in batch.requests:
             request.started_ns = start_ns
+            request.cancellation.unwatch(request)
         execution = Execution(self._spec, batch.requests, batch.size, start_ns, self._finish_later, instance)
         is_over = True
         error: InferenceError | None = None
@@ -204,7 +215,7 @@ class ModelScheduler:
         """Stop, fail what is still queued, and close the instances. Call when idle, or when waiting is over."""
         self._in_flight.stop()
         with self._lock:
-            waiting = self._batcher.drain()
+            waiting = self._drain()
             instances, self._instances, self._idle = self._instances, [], []
         for request in waiting:
             self._refuse(request, unavailable(f"{request.described_id()}Server is stopping"), REASON_REJECTED)
@@ -234,6 +245,41 @@ class ModelScheduler:
         with self._lock:
             return len(self._batcher)
 
+    def cancelled(self, request: InferenceRequest) -> None:
+        """Take a request out of the queue, if it is still there, and answer it (RequestQueue)."""
+        with self._lock:
+            if request.queue is None:
+                return
+            request.queue = None
+            self._batcher.remove(request)
+            self._waits.forget(Batch([], 0, [request]))
+        self._answer_dropped([request])
+
+    def _admit(self, request: InferenceRequest, now_ns: int) -> ScheduledInstance | None:
+        """Queue a request, or raise InferenceError, and reserve an instance if it is due; the caller holds the lock."""
+        if self.unavailability is not None:
+            # An error that is raised again and again would collect the frames of all who raise it.
+            raise unavailable(self.unavailability.message)
+        if request.waiting:
+            refusal = self._waits.refusal(request, self._instances)
+            if refusal is not None:
+                raise refusal
+        self._batcher.add(request, now_ns)
+        request.queue = self
+        if self._order is not None:
+            request.sender = self._order.next_sender(request.sender)
+        if self._batcher.can_expire:
+            self._wake_at(self._batcher.expires_at())
+        return self._reserve(now_ns)
+
+    def _drain(self) -> list[InferenceRequest]:
+        """Everything queued, removed; the caller holds the lock."""
+        waiting = self._batcher.drain()
+        self._waits.forget(Batch(waiting, 0, []))
+        for request in waiting:
+            request.queue = None
+        return waiting
+
     def _reserve(self, now_ns: int) -> ScheduledInstance | None:
         """An idle instance if a batch is ready for it, else None and the timer set; the caller holds the lock."""
         if not self._idle:
@@ -245,10 +291,14 @@ class ModelScheduler:
             instance = self._idle.pop()
             instance.is_reserved = True
             return instance
-        if self._wake_ns == NEVER or ready_ns < self._wake_ns:
-            self._wake_ns = ready_ns
-            self._timer.call_at(ready_ns, self._wake)
+        self._wake_at(ready_ns)
         return None
+
+    def _wake_at(self, time_ns: int) -> None:
+        """Have the timer look at the queue by then; the caller holds the lock."""
+        if time_ns != NEVER and (self._wake_ns == NEVER or time_ns < self._wake_ns):
+            self._wake_ns = time_ns
+            self._timer.call_at(time_ns, self._wake)
 
     def _rest(self, instance: ScheduledInstance) -> None:
         """A reserved instance is free again; the caller holds the lock."""
@@ -269,8 +319,7 @@ class ModelScheduler:
             elif error is not None:
                 text = f"model '{self._spec.model_name}' has no instance that runs until it is restarted: "
                 self.unavailability = unavailable(text + error.message)
-                abandoned = self._batcher.drain()
-                self._waits.forget(Batch(abandoned, 0, []))
+                abandoned = self._drain()
             unavailability = self.unavailability
             next_instance = self._reserve(monotonic_ns())
         for request in abandoned:
@@ -280,11 +329,20 @@ class ModelScheduler:
             self._workers.dispatch(next_instance)
 
     def _wake(self) -> None:
+        now_ns = monotonic_ns()
         with self._lock:
             self._wake_ns = NEVER
-            instance = self._reserve(monotonic_ns())
+            expired = self._batcher.expire(now_ns)
+            for request in expired:
+                request.queue = None
+            if expired:
+                self._waits.forget(Batch([], 0, expired))
+            if self._batcher.can_expire:
+                self._wake_at(self._batcher.expires_at())
+            instance = self._reserve(now_ns)
         if instance is not None:
             self._workers.dispatch(instance)
+        self._answer_dropped(expired)
 
     def _end_batch(self, instance: ScheduledInstance, execution: Execution, is_over: bool) -> None:
         end_ns = monotonic_ns()
@@ -348,8 +406,9 @@ class ModelScheduler:
                 statistics.count_failure(request, error.code, REASON_BACKEND, now_ns)
         self._in_flight.leave()
 
-    def _answer_dropped(self, batch: Batch) -> None:
-        for request in batch.dropped:
+    def _answer_dropped(self, dropped: list[InferenceRequest]) -> None:
+        for request in dropped:
+            request.cancellation.unwatch(request)
             if request.cancellation.is_cancelled:
                 error = InferenceError(StatusCode.CANCELLED, "")
                 self._refuse(request, error, REASON_CANCELED)
