@@ -35,6 +35,7 @@ from cantata.runtime.frontends.http.connection import Connection, Exchange
 from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.http.server import HttpServer
 from cantata.runtime.repository.model_version import ModelVersion
+from cantata.runtime.request import InferenceRequest
 from cantata.runtime.scheduling.ensemble_scheduler import EnsembleScheduler
 from cantata.runtime.scheduling.model_scheduler import ModelScheduler
 
@@ -55,8 +56,10 @@ EXECUTION = [
     Probe("validate, find the model's queue", ModelVersion, "accept"),
     Probe("enqueue", ModelScheduler, "enqueue"),
     Probe("ensemble: carry out the plan", EnsembleScheduler, "enqueue"),
-    Probe("form the batch, count it, deliver", ModelScheduler, "run_instance"),
+    Probe("form the batch", ModelScheduler, "run_instance"),
     Probe("execute model.py", PythonInstance, "execute"),
+    Probe("keep the statistics, free the instance", ModelScheduler, "_end_batch"),
+    Probe("deliver", InferenceRequest, "respond"),
 ]
 STAGES = {
     "grpc": [
