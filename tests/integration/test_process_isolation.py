@@ -380,11 +380,16 @@ def test_nothing_is_left_of_processes_that_are_killed_under_load(tmp_path: Path)
 
         with ThreadPoolExecutor(4) as clients:
             asking = [clients.submit(ask) for _ in range(4)]
-            for _ in range(20):
-                alive = [child for child in children() if child.status() != psutil.STATUS_ZOMBIE]
-                if alive:
-                    alive[0].kill()
-                time.sleep(0.1)
+            for kills in range(20):
+                # Some while they serve, some while they start.
+                if kills % 3 == 0:
+                    eventually(lambda: is_ready(server))
+                    time.sleep(0.02)
+                for child in children()[: 1 + kills % 2]:
+                    child.kill()
+                time.sleep(0.01 * (kills % 5))
+            eventually(lambda: is_ready(server))
+            time.sleep(0.05)
             stop.set()
             for future in asking:
                 future.result(20)
