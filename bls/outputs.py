@@ -32,6 +32,11 @@ class OutputTable:
         }
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Every output of the model."""
+        return self._spec.output_names
+
+    @property
     def may_reschedule(self) -> bool:
         """Whether requests may run again before they are answered."""
         return self._spec.is_iterative

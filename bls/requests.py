@@ -156,7 +156,11 @@ class InferenceRequest:
         return InferenceTrace()
 
     def requested_output_names(self) -> list[str]:
-        return list(self._requested_output_names)
+        """Those asked for; of a received request that names none, all of the model's."""
+        names = self._requested_output_names
+        if not names and self._open_streams is not None:
+            names = self._open_streams.outputs.names
+        return list(names)
 
     def get_response_sender(self) -> InferenceResponseSender:
         """What answers this request, now or after `execute` has returned; the same object each time."""

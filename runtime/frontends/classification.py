@@ -52,13 +52,23 @@ def _class_text(value: np.generic, index: int, datatype: DataType, labels: tuple
 
 
 def labels_of(model: ModelVersion, output_name: str) -> tuple[str, ...]:
-    """The lines of an output's label file; empty where it has none, or where it cannot be read."""
+    """The lines of an output's label file; empty where it has none, or where it cannot be read.
+
+    An ensemble's output without a file has the labels of the step's output that it comes from.
+    """
     for output in model.config.output:
         if output.name == output_name and output.label_filename:
             directory = model.directory.resolve()
             path = (directory / output.label_filename).resolve()
             if path.is_relative_to(directory) and path.is_file():
                 return _lines_of(path, path.stat().st_mtime_ns)
+            return ()
+    ensemble = model.config.ensemble_scheduling
+    if ensemble is not None:
+        for step, step_model in zip(ensemble.step, model.depends_on, strict=True):
+            for step_output, tensor in step.output_map.items():
+                if tensor == output_name:
+                    return labels_of(step_model, step_output)
     return ()
 
 
