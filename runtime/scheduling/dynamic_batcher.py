@@ -176,10 +176,10 @@ class DynamicBatcher:
         self._size = 0
         self._marked = 0
         self._is_complete = False
-        self._is_stale = False
+        self._is_stale: bool = False
         self._oldest_ns = 0
         # The level of the last request of the batch.
-        self._last_level = 0
+        self._last_level: int = 0
         self._first: InferenceRequest | None = None
         self._shapes: object = None
 
