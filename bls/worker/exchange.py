@@ -200,6 +200,9 @@ class RemoteSender:
         key = self._key
         if final:
             exchange.answering.pop(key, None)
+            if self._sent:
+                # The reader's credit finds nobody from now on: whoever still waits for it must not.
+                self.allow(1 << 62)
         elif not self._sent:
             exchange.answering[key] = self
         if response is not None:
