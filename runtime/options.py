@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cantata.runtime.observe.trace_settings import TraceSettings
 from cantata.runtime.repository.control import ModelControlMode
 
 
@@ -28,4 +29,5 @@ class ServerOptions:
     model_load_thread_count: int = 4
     exit_timeout_secs: float = 30.0
     allow_client_shm: bool = False
+    trace: TraceSettings = field(default_factory=TraceSettings)
     backend_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

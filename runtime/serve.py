@@ -11,13 +11,12 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError
-from cantata.runtime.observe.logs import configure_logging
+from cantata.runtime.observe.logs import LogSettings, configure_logging
 from cantata.runtime.options import ServerOptions
 from cantata.runtime.server import Server
 
@@ -36,33 +35,18 @@ _SAME_SIGNAL_NS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class LogOptions:
-    """What is logged, how, and where to; `file` None means standard error."""
-
-    format: str
-    verbose: int
-    info: bool
-    warning: bool
-    error: bool
-    file: Path | None
-
-
-@dataclass(frozen=True, slots=True)
 class ServeOptions:
     """Everything that the command line says. A front-end that is None is not served."""
 
     server: ServerOptions
     http: HttpOptions | None
     grpc: GrpcOptions | None
-    log: LogOptions
+    log: LogSettings
 
 
 def serve(options: ServeOptions) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status."""
-    log = options.log
-    configure_logging(
-        log.format, verbose=log.verbose, info=log.info, warning=log.warning, error=log.error, file=log.file
-    )
+    configure_logging(options.log)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     stopping = _Stopping()
     server = Server(options.server)

@@ -7,9 +7,10 @@ from pathlib import Path
 from cantata.runtime.flags import SERVE_FLAGS, FlagError, FlagKind, FlagValues, truth
 from cantata.runtime.frontends.grpc.options import GrpcOptions
 from cantata.runtime.frontends.http.options import HttpOptions
+from cantata.runtime.observe.logs import LogSettings
 from cantata.runtime.options import ServerOptions
 from cantata.runtime.repository.control import ModelControlMode
-from cantata.runtime.serve import LogOptions, ServeOptions
+from cantata.runtime.serve import ServeOptions
 
 # How often `--watch` looks at the files: soon enough for somebody who has just saved one.
 _WATCH_SECS = 0.5
@@ -50,18 +51,17 @@ def serve_options(values: FlagValues, positional: list[str]) -> ServeOptions:
     if positional:
         raise FlagError(f"unexpected argument '{positional[0]}': name repositories with --model-repository")
     _check_ports(flags)
-    log_file = flags.text("log-file")
     return ServeOptions(
         server=_server_options(flags),
         http=_http_options(flags),
         grpc=_grpc_options(flags) if flags.truth("allow-grpc") else None,
-        log=LogOptions(
-            format=flags.text("log-format"),
-            verbose=flags.integer("log-verbose"),
+        log=LogSettings(
+            file=flags.text("log-file"),
             info=flags.truth("log-info"),
             warning=flags.truth("log-warning"),
             error=flags.truth("log-error"),
-            file=Path(log_file) if log_file else None,
+            verbose_level=flags.integer("log-verbose"),
+            format=flags.text("log-format"),
         ),
     )
 

@@ -13,6 +13,7 @@ from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, internal_error, invalid_argument, unavailable
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.observe.snapshots import ModelFigures, ModelStatistics
+from cantata.runtime.observe.trace import Tracer
 from cantata.runtime.options import ServerOptions
 from cantata.runtime.repository.control import ModelControlMode, Poller
 from cantata.runtime.repository.loader import ModelLoader
@@ -37,6 +38,8 @@ EXTENSIONS = (
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
+    "logging",
 )
 
 
@@ -55,6 +58,7 @@ class Server:
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self.workers = WorkerPool()
+        self.tracer = Tracer(options.trace)
         self.shared_memory = SharedMemory(options.allow_client_shm)
         self._timer = Timer()
         self._registry = Registry()

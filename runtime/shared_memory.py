@@ -65,7 +65,7 @@ class _Region:
                 f"Integer overflow detected: byte_size ({byte_size}) + offset ({offset}) exceeds maximum value "
                 f"{_MAX_SIZE} for shared memory region: '{name}'"
             )
-        if offset > self.status.byte_size:
+        if offset >= self.status.byte_size:
             raise invalid_argument(f"Invalid offset for shared memory region: '{name}'")
         end = offset + byte_size
         # The segment's owner may have made it shorter since: what is no longer there must not be touched.
@@ -134,7 +134,7 @@ class SharedMemory:
         with self._lock:
             is_system = name in self._regions
         if is_system:
-            raise invalid_argument(
+            raise not_found(
                 f"The region named '{name}' is registered as system shared memory, not CUDA shared memory"
             )
         raise not_found(f"Unable to find cuda shared memory region: '{name}'")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Final
 
 import orjson
 
@@ -50,6 +53,7 @@ _FORMATTERS: dict[str, type[logging.Formatter]] = {
     "ISO8601": _IsoFormatter,
     "json": _JsonFormatter,
 }
+LOG_FORMATS: Final = tuple(_FORMATTERS)
 
 
 class _LevelFilter(logging.Filter):
@@ -61,28 +65,66 @@ class _LevelFilter(logging.Filter):
         return record.levelno in self._levels
 
 
-def configure_logging(
-    log_format: str,
-    *,
-    verbose: int = 0,
-    info: bool = True,
-    warning: bool = True,
-    error: bool = True,
-    file: Path | None = None,
-) -> None:
-    """Send the events of the chosen levels to standard error, or to `file`."""
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What is logged, how, and where to; `file` empty means standard error."""
+
+    file: str = ""
+    info: bool = True
+    warning: bool = True
+    error: bool = True
+    verbose_level: int = 0
+    format: str = "default"
+
+
+# There is one logger in a process, and so one of these. `_lock` guards it.
+_lock = threading.Lock()
+_settings = LogSettings()
+
+
+def log_settings() -> LogSettings:
+    """The settings in force."""
+    return _settings
+
+
+def configure_logging(settings: LogSettings) -> None:
+    """Send the events of the chosen levels to standard error or to a file, which raises OSError if it cannot be."""
     handler: logging.Handler = (
-        logging.StreamHandler(sys.stderr) if file is None else logging.FileHandler(file)
+        logging.FileHandler(settings.file) if settings.file else logging.StreamHandler(sys.stderr)
     )
-    handler.setFormatter(_FORMATTERS[log_format]())
-    chosen = {VERBOSE: verbose > 0, logging.INFO: info, logging.WARNING: warning}
-    levels = {level for level, is_on in chosen.items() if is_on}
-    if error:
-        levels |= {logging.ERROR, logging.CRITICAL}
-    handler.addFilter(_LevelFilter(frozenset(levels)))
+    with _lock:
+        _apply(settings, handler)
+
+
+def update_logging(changes: Mapping[str, bool | int | str]) -> LogSettings:
+    """Change settings by their field names, but not where the log goes; returns all. Any thread may call.
+
+    Raises ValueError for a format that there is not.
+    """
+    with _lock:
+        settings = replace(_settings, **changes)  # type: ignore[arg-type]
+        if settings.format not in LOG_FORMATS:
+            raise ValueError(settings.format)
+        found = logging.getLogger("cantata").handlers
+        _apply(settings, found[0] if found else logging.StreamHandler(sys.stderr))
+        return settings
+
+
+def _apply(settings: LogSettings, handler: logging.Handler) -> None:
+    global _settings
+    _settings = settings
+    chosen = {
+        VERBOSE: settings.verbose_level > 0,
+        logging.INFO: settings.info,
+        logging.WARNING: settings.warning,
+        logging.ERROR: settings.error,
+        logging.CRITICAL: settings.error,
+    }
+    handler.setFormatter(_FORMATTERS[settings.format]())
+    handler.filters[:] = [_LevelFilter(frozenset(level for level, is_on in chosen.items() if is_on))]
     logger = logging.getLogger("cantata")
     logger.handlers[:] = [handler]
-    logger.setLevel(VERBOSE if verbose > 0 else logging.INFO)
+    logger.setLevel(VERBOSE if settings.verbose_level > 0 else logging.INFO)
     logger.propagate = False
 
 

@@ -252,6 +252,8 @@ class _Flight:
             cancellation=request.cancellation,
             waiting=request.waiting,
         )
+        if request.trace is not None:
+            sender.request.trace = request.trace.child()
         return sender.request
 
     def _advance(

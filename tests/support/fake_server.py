@@ -18,12 +18,15 @@ from cantata.runtime.datatypes import DataType
 from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, not_found, unavailable
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.observe.custom_metrics import CustomMetrics
 from cantata.runtime.observe.snapshots import (
     InferStatistics,
     ModelFigures,
     ModelStatistics,
     StatisticDuration,
 )
+from cantata.runtime.observe.trace import Tracer
+from cantata.runtime.observe.trace_settings import TraceSettings
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.shared_memory import SharedMemory
@@ -104,10 +107,13 @@ class FakeServer:
 
     def __init__(self, *models: FakeModel) -> None:
         self.workers = WorkerPool()
+        self.tracer = Tracer(TraceSettings())
         self.shared_memory = SharedMemory(allows_clients=True)
+        self.custom_metrics = CustomMetrics()
         self.submitted: deque[InferenceRequest] = deque(maxlen=1000)
         self.submitted_on: deque[str] = deque(maxlen=1000)
         self.is_exiting = False
+        self.asks_for_readiness = False
         self.live = True
         self.ready = True
         self.unavailable_versions: set[tuple[str, int]] = set()

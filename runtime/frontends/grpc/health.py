@@ -5,6 +5,8 @@ The service's name in a request is ignored (reference, section 2).
 
 from __future__ import annotations
 
+import threading
+
 from cantata.grammars import messages
 from cantata.runtime.errors import unavailable
 from cantata.runtime.frontends.grpc.call_loop import CallLoop
@@ -25,6 +27,9 @@ class HealthService:
         self._server = server
         self._loop = loop
         self._watches: set[_Watch] = set()
+        # What the last look at models that say by themselves whether they are ready has found.
+        self._last_seen = b""
+        self._is_looking = False
 
     def check(self, _message: bytes) -> bytes:
         """Handler of Check."""
@@ -40,7 +45,7 @@ class HealthService:
         """Tell `watch` the status now and whenever it changes."""
         self._watches.add(watch)
         self._loop.every_second = self._tell_watches
-        watch.tell(self._status())
+        self._tell_watches()
 
     def remove(self, watch: _Watch) -> None:
         """Forget a watch."""
@@ -57,9 +62,21 @@ class HealthService:
         return _SERVING if self._server.is_ready() else _NOT_SERVING
 
     def _tell_watches(self) -> None:
-        status = self._status()
-        for watch in self._watches:
-            watch.tell(status)
+        """Tell the status now or, where models must be asked, the one last heard, and ask them meanwhile."""
+        if not self._server.asks_for_readiness:
+            self._last_seen = self._status()
+        elif not self._is_looking:
+            self._is_looking = True
+            threading.Thread(target=self._look, name="cantata-grpc-health", daemon=True).start()
+        if self._last_seen:
+            for watch in self._watches:
+                watch.tell(self._last_seen)
+
+    def _look(self) -> None:
+        try:
+            self._last_seen = self._status()
+        finally:
+            self._is_looking = False
 
 
 class _Watch:

@@ -27,6 +27,7 @@ from cantata.runtime.frontends.grpc.request_errors import as_inference_error
 from cantata.runtime.frontends.grpc.response_order import Place, ResponseOrder
 from cantata.runtime.frontends.grpc.wire import MalformedMessageError
 from cantata.runtime.frontends.status_codes import GRPC_CODES
+from cantata.runtime.observe.trace import GRPC
 from cantata.runtime.request import Cancellation, InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.shared_memory import RegionLease
@@ -75,7 +76,10 @@ class InferStream:
             self._service.check_accepting()
             request.wants_empty_final = model.is_decoupled and wants_empty_final(decoded)
             request.classes = requested_classes(decoded, model)
-            self._service.server.submit(self._build(decoded, version, request, received_ns))
+            made = self._build(decoded, version, request, received_ns)
+            if self._service.server.tracer.is_on:
+                self._service.server.tracer.begin(made, GRPC)
+            self._service.server.submit(made)
         except Exception as error:
             self._refuse(request, as_inference_error(error))
         else:

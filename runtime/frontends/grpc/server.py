@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from cantata.grammars.messages import METHODS
 from cantata.runtime.frontends.grpc import health, reflection, service
 from cantata.runtime.frontends.grpc.call_loop import CallLoop, Route
 from cantata.runtime.frontends.grpc.health import HealthService
@@ -16,7 +15,8 @@ from cantata.runtime.frontends.grpc.inference import InferenceService
 from cantata.runtime.frontends.grpc.memory_service import MemoryService
 from cantata.runtime.frontends.grpc.options import GrpcOptions
 from cantata.runtime.frontends.grpc.reflection import ReflectionStream
-from cantata.runtime.frontends.grpc.service import ServerService, unsupported_handler
+from cantata.runtime.frontends.grpc.service import ServerService
+from cantata.runtime.frontends.grpc.settings_service import SettingsService
 from cantata.runtime.frontends.grpc.unary import Handler, InferCall, UnaryCall
 from cantata.runtime.server import Server
 
@@ -29,6 +29,7 @@ class GrpcServer:
         self._inference = InferenceService(server, self._loop, options)
         self._health = HealthService(server, self._loop)
         self._service = ServerService(server)
+        self._settings = SettingsService(server)
         self._memory = MemoryService(server.shared_memory)
 
     @property
@@ -54,18 +55,15 @@ class GrpcServer:
         self._health.stop()
 
     def _routes(self) -> dict[bytes, Route]:
-        routes: dict[str, Route] = {
-            path: self._unary(unsupported_handler(path.removeprefix(service.PREFIX)))
-            for path in METHODS
-            if path.startswith(service.PREFIX)
-        }
-        for name, handler in (self._service.quick_handlers() | self._memory.handlers()).items():
+        routes: dict[str, Route] = {}
+        quick = self._service.quick_handlers() | self._memory.handlers() | self._settings.handlers()
+        for name, handler in quick.items():
             routes[service.PREFIX + name] = self._unary(handler)
         for name, handler in self._service.slow_handlers().items():
             routes[service.PREFIX + name] = self._unary(handler, is_quick=False)
         routes[service.PREFIX + "ModelInfer"] = partial(InferCall, self._inference)
         routes[service.PREFIX + "ModelStreamInfer"] = partial(InferStream, self._inference)
-        routes[health.PREFIX + "Check"] = self._unary(self._health.check)
+        routes[health.PREFIX + "Check"] = self._unary(self._health.check, is_quick=False)
         routes[health.PREFIX + "Watch"] = self._health.watch
         for path in reflection.PATHS:
             routes[path] = partial(ReflectionStream, self._loop)

@@ -30,8 +30,10 @@ class ServerService:
         self._server = server
 
     def slow_handlers(self) -> dict[str, Handler]:
-        """What answers the methods that load and unload models, by their names."""
+        """What answers the methods that load and unload models, or ask them whether they are ready, by their names."""
         return {
+            "ServerReady": serialised(messages.ServerReadyRequest, self._server_ready),
+            "ModelReady": serialised(messages.ModelReadyRequest, self._model_ready),
             "RepositoryModelLoad": serialised(messages.RepositoryModelLoadRequest, self._load_model),
             "RepositoryModelUnload": serialised(messages.RepositoryModelUnloadRequest, self._unload_model),
         }
@@ -40,8 +42,6 @@ class ServerService:
         """What answers the other methods, by their names."""
         return {
             "ServerLive": serialised(messages.ServerLiveRequest, self._server_live),
-            "ServerReady": serialised(messages.ServerReadyRequest, self._server_ready),
-            "ModelReady": serialised(messages.ModelReadyRequest, self._model_ready),
             "ServerMetadata": serialised(messages.ServerMetadataRequest, self._server_metadata),
             "ModelMetadata": serialised(messages.ModelMetadataRequest, self._model_metadata),
             "ModelConfig": serialised(messages.ModelConfigRequest, self._model_config),
@@ -123,15 +123,6 @@ class ServerService:
     def _check_not_exiting(self) -> None:
         if self._server.is_exiting:
             raise unavailable("Server exiting")
-
-
-def unsupported_handler(method: str) -> Handler:
-    """Answers a method of the protocol that this server does not have."""
-
-    def refuse(_message: bytes) -> bytes:
-        raise unsupported(f"{method} is not supported by this server")
-
-    return refuse
 
 
 def _check_no_repository_name(name: str) -> None:

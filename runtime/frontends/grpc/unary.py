@@ -22,6 +22,7 @@ from cantata.runtime.frontends.grpc.inference import InferenceService
 from cantata.runtime.frontends.grpc.options import MAX_MESSAGE_BYTES
 from cantata.runtime.frontends.grpc.request_errors import as_inference_error
 from cantata.runtime.frontends.status_codes import GRPC_CODES
+from cantata.runtime.observe.trace import GRPC
 from cantata.runtime.request import Cancellation
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.shared_memory import RegionLease
@@ -160,6 +161,8 @@ class InferCall:
         finally:
             self._regions = decoded.regions
         self._cancellation = request.cancellation
+        if service.server.tracer.is_on:
+            service.server.tracer.begin(request, GRPC)
         service.server.submit(request)
 
     def _answer(self, response: InferenceResponse) -> None:

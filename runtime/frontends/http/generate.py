@@ -19,6 +19,7 @@ from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, invalid_argument
 from cantata.runtime.frontends.http.errors import checked_version, error_body, status_of
 from cantata.runtime.frontends.http.generate_codec import decode_generate_request, encode_generate_response
+from cantata.runtime.observe.trace import HTTP
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
 
@@ -134,6 +135,8 @@ class GenerateEndpoints:
         watcher = asyncio.ensure_future(_cancel_on_disconnect(request, inference))
         try:
             with self._server.workers.collecting() as work:
+                if self._server.tracer.is_on:
+                    self._server.tracer.begin(inference, HTTP)
                 self._server.submit(inference)
                 work.run()
             yield stream

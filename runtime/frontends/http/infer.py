@@ -30,6 +30,7 @@ from cantata.runtime.frontends.http.infer_request import InferBody, decode_infer
 from cantata.runtime.frontends.http.infer_response import encode_infer_response
 from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.http.restriction import Restrictions
+from cantata.runtime.observe.trace import HTTP
 from cantata.runtime.repository.model_version import ModelVersion
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse, ParameterValue
@@ -140,6 +141,8 @@ class InferRoute:
                 parameters=body.parameters,
             )
             exchange.on_disconnect = request.cancellation.cancel
+            if self._server.tracer.is_on:
+                self._server.tracer.begin(request, HTTP)
             self._server.submit(request)
         except InferenceError as error:
             self._refuse(exchange, error, regions)

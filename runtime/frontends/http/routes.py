@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
@@ -31,6 +32,7 @@ from cantata.runtime.frontends.http.memory_endpoints import MemoryEndpoints
 from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.http.replies import empty, json_reply
 from cantata.runtime.frontends.http.restriction import Restrictions
+from cantata.runtime.frontends.http.settings_endpoints import SettingsEndpoints
 from cantata.runtime.observe.metrics import METRICS_CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
     """The application of the HTTP port. Infer requests with the right method never reach it."""
     endpoints = _Endpoints(server)
     generating = GenerateEndpoints(server, options.max_input_size)
+    settings = SettingsEndpoints(server)
     memory = MemoryEndpoints(server.shared_memory)
     restrictions = Restrictions(options.restricted_apis)
 
@@ -55,6 +58,9 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
     def model_routes(method: str, suffix: str, category: str, endpoint: Endpoint) -> list[Route]:
         paths = (f"/v2/models/{{model}}{suffix}", f"/v2/models/{{model}}/versions/{{version:int}}{suffix}")
         return [route(method, path, category, endpoint) for path in paths]
+
+    def both(path: str, category: str, show: Endpoint, update: Endpoint) -> list[Route]:
+        return [route("GET", path, category, show), route("POST", path, category, update)]
 
     def memory_routes(kind: str, method: str, action: str, endpoint: Endpoint) -> list[Route]:
         prefix = f"/v2/{kind}sharedmemory"
@@ -88,6 +94,9 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
                     ("/{repository}/models/{model}/unload", endpoints.elsewhere),
                 )
             ],
+            *both("/v2/logging", "logging", settings.logging, settings.update_logging),
+            *both("/v2/trace/setting", "trace", settings.trace, settings.update_trace),
+            *both("/v2/models/{model}/trace/setting", "trace", settings.trace, settings.update_trace),
             *memory_routes("system", "GET", "status", memory.status),
             *memory_routes("system", "POST", "register", memory.register),
             *memory_routes("system", "POST", "unregister", memory.unregister),
@@ -133,7 +142,13 @@ class _Endpoints:
         return self._health(self._server.is_live())
 
     async def ready(self, _request: Request) -> Response:
-        return self._health(self._server.is_ready())
+        return self._health(await self._asked(self._server.is_ready))
+
+    async def _asked(self, question: Callable[[], bool]) -> bool:
+        """The answer of the server about readiness; where models are asked, others are served meanwhile."""
+        if self._server.asks_for_readiness:
+            return await asyncio.to_thread(question)
+        return question()
 
     def _health(self, is_well: bool) -> Response:
         if self._server.is_exiting:
@@ -152,7 +167,7 @@ class _Endpoints:
         return json_reply(orjson.dumps(model_metadata_document(model, versions)))
 
     async def model_ready(self, request: Request) -> Response:
-        if not self._server.is_model_ready(*_model_of(request)):
+        if not await self._asked(partial(self._server.is_model_ready, *_model_of(request))):
             raise invalid_argument("Model version not ready")
         return empty(200)
 

@@ -126,8 +126,8 @@ def test_memory_that_its_owner_took_away_is_not_touched(memory: SharedMemory, se
 @pytest.mark.parametrize(
     ("label", "offset", "byte_size", "message"),
     [
-        ("offset beyond the end", 17, 1, "Invalid offset for shared memory region: 'r'"),
-        ("end beyond the end", 16, 1, "Invalid offset + byte size for shared memory region: 'r'"),
+        ("offset at the end", 16, 1, "Invalid offset for shared memory region: 'r'"),
+        ("end beyond the end", 15, 2, "Invalid offset + byte size for shared memory region: 'r'"),
         ("longer than the region", 0, 17, "Invalid offset + byte size for shared memory region: 'r'"),
         (
             "beyond all numbers",
@@ -260,7 +260,7 @@ def test_there_is_no_memory_of_gpus(memory: SharedMemory, segment: Segment) -> N
         "Unable to find cuda shared memory region: 'c'",
     )
     assert refusal(lambda: memory.check_no_cuda("r")) == (
-        StatusCode.INVALID_ARG,
+        StatusCode.NOT_FOUND,
         "The region named 'r' is registered as system shared memory, not CUDA shared memory",
     )
 
