@@ -25,7 +25,7 @@ from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.options import ServerOptions
 from cantata.runtime.repository.check import check_repositories
-from cantata.runtime.request import InferenceRequest, ResponseSender
+from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START, InferenceRequest, ResponseSender
 from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.server import Server
 from cantata.runtime.tensor import Tensor, tensor_of_array
@@ -97,14 +97,21 @@ class EmbeddedServer:
         version: int = -1,
         parameters: dict[str, ParameterValue] | None = None,
         id: str = "",
+        sequence_id: int | str = 0,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> Arrays:
         """Run a model and return its outputs by name; `outputs` asks for some of them only.
+
+        A model with sequence batching is told by `sequence_id`, and by `sequence_start` and `sequence_end`, which
+        sequence this is the next request of.
 
         Arrays passed in are shared with the models, not copied; arrays returned may be views of shared memory.
         Strings come back as `bytes`. Raises InferenceError with the server's code and text.
         """
         sender = WaitingSender()
         request = self._request(model_name, inputs, sender, outputs, version, parameters, id)
+        _place(request, sequence_id, sequence_start, sequence_end)
         self._refuse_decoupled(model_name, version)
         responses = submit_and_wait(self.core.submit, self.core.workers, request)
         return _single(responses)
@@ -118,10 +125,14 @@ class EmbeddedServer:
         version: int = -1,
         parameters: dict[str, ParameterValue] | None = None,
         id: str = "",
+        sequence_id: int | str = 0,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> Arrays:
         """As `infer`, awaited on the running event loop. Cancelling the task cancels the request."""
         sender = _AwaitingSender(asyncio.get_running_loop())
         request = self._request(model_name, inputs, sender, outputs, version, parameters, id)
+        _place(request, sequence_id, sequence_start, sequence_end)
         self._refuse_decoupled(model_name, version)
         self.core.submit(request)
         try:
@@ -139,6 +150,9 @@ class EmbeddedServer:
         version: int = -1,
         parameters: dict[str, ParameterValue] | None = None,
         id: str = "",
+        sequence_id: int | str = 0,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> Iterator[Arrays]:
         """Run a model that answers any number of times, and yield each answer as it comes.
 
@@ -146,6 +160,7 @@ class EmbeddedServer:
         """
         sender = _StreamSender()
         request = self._request(model_name, inputs, sender, outputs, version, parameters, id)
+        _place(request, sequence_id, sequence_start, sequence_end)
         sender.watch(request)
         self.core.submit(request)
         return _read_stream(sender, request)
@@ -175,6 +190,12 @@ class EmbeddedServer:
             requested_outputs=tuple(outputs),
             parameters=parameters,
         )
+
+
+def _place(request: InferenceRequest, sequence_id: int | str, starts: bool, ends: bool) -> None:
+    """Say where in which sequence a request stands."""
+    request.correlation_id = sequence_id
+    request.flags = SEQUENCE_START * starts | SEQUENCE_END * ends
 
 
 class _AwaitingSender:
