@@ -30,7 +30,7 @@ from cantata.runtime.errors import internal_error, invalid_argument
 _PREFIX: Final = "cantata_model_"
 _API_NAME: Final = "triton_python_backend_utils"
 _numbers = itertools.count(1)
-# Models are loaded by several threads.
+# Models are loaded by several threads, and the import system's caches take only one that invalidates them.
 _install_lock = threading.Lock()
 
 
@@ -95,7 +95,8 @@ def open_model_code(name: str, model_directory: Path, version_directory: Path, f
     if not path.is_file():
         raise invalid_argument(f"model '{name}': there is no file {path}")
     # Files may have changed since an earlier load.
-    importlib.invalidate_caches()
+    with _install_lock:
+        importlib.invalidate_caches()
     _finder.install()
     _register_api()
     package = f"{_PREFIX}{next(_numbers)}_{re.sub(r'[^0-9A-Za-z]', '_', name)}"

@@ -7,6 +7,7 @@ ensemble's steps must be is checked when it is loaded.
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,10 +24,12 @@ from cantata.runtime.backends.catalog import (
     default_filename,
     default_platform,
 )
-from cantata.runtime.errors import InferenceError, invalid_argument
+from cantata.runtime.errors import InferenceError, internal_error, invalid_argument
 from cantata.runtime.execution.devices import complete_instance_groups
 from cantata.runtime.repository.source import ModelDirectory
 from cantata.runtime.repository.version_policy import chosen_versions
+
+_log = logging.getLogger("cantata.repository")
 
 ENSEMBLE_PLATFORM = "ensemble"
 OpenBackend = Callable[[str], Backend]
@@ -111,6 +114,10 @@ def prepare_model(
         config = normalize_model_config(config)
     except InferenceError as error:
         return PreparedModel(directory, config, positions, versions, tuple(problems), error)
+    except Exception as error:
+        _log.exception("the configuration of model '%s' could not be completed", directory.name)
+        failure = internal_error(f"{type(error).__name__}: {error}")
+        return PreparedModel(directory, config, positions, versions, tuple(problems), failure)
     problems += validate_model_config(config, positions)
     if prepared.is_ensemble:
         problems += check_ensemble(config, positions)

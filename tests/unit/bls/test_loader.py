@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cantata.bls.loader import open_model_code
 from cantata.runtime.errors import InferenceError
 from tests.support.python_models import CONFIG, PythonModelHost, request_with
 
@@ -169,3 +173,27 @@ def test_pickles_and_import_module_find_the_calling_models_siblings(host: Python
         assert [host.infer(first).values(), host.infer(second).values()] == [[[[1.0]]], [[[2.0]]]]
     with pytest.raises(AttributeError, match="no model that has"):
         __import__("own_things").Thing  # noqa: B018
+
+
+def test_the_import_systems_caches_are_invalidated_by_one_thread_at_a_time(
+    host: PythonModelHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [host.write("class TritonPythonModel: pass", name=f"model_{number}") for number in range(4)]
+    alone, overlaps = threading.Lock(), []
+
+    def invalidate_caches() -> None:
+        if not alone.acquire(blocking=False):
+            overlaps.append(threading.current_thread().name)
+            return
+        others_have_had_their_chance.wait(0.02)
+        alone.release()
+
+    others_have_had_their_chance = threading.Event()
+    monkeypatch.setattr(importlib, "invalidate_caches", invalidate_caches)
+    with ThreadPoolExecutor(len(files)) as executor:
+        opened = executor.map(
+            lambda one: open_model_code(one.name, one.model_directory, one.version_directory, ""), files
+        )
+        for code in opened:
+            code.unload()
+    assert overlaps == []
