@@ -98,6 +98,22 @@ SERVE_FLAGS: tuple[Flag, ...] = (
         "Models",
         is_repeatable=True,
     ),
+    Flag(
+        "rate-limit",
+        _T,
+        "off",
+        "'execution_count': instances run when the resources that they need are free, in turn; 'off': they just run",
+        "Models",
+        choices=("off", "execution_count"),
+    ),
+    Flag(
+        "rate-limit-resource",
+        _T,
+        "",
+        "<name>:<count>[:<device>], how much there is of a resource; may be given again",
+        "Models",
+        is_repeatable=True,
+    ),
     *_flags(
         "Server",
         ("id", _T, "triton", "the name that the server gives itself"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cantata.runtime.execution.rate_limiter import RateLimitMode, ResourceCount
 from cantata.runtime.observe.trace_settings import TraceSettings
 from cantata.runtime.repository.control import ModelControlMode
 
@@ -30,4 +31,6 @@ class ServerOptions:
     exit_timeout_secs: float = 30.0
     allow_client_shm: bool = False
     trace: TraceSettings = field(default_factory=TraceSettings)
+    rate_limit: RateLimitMode = RateLimitMode.OFF
+    rate_limit_resource: tuple[ResourceCount, ...] = ()
     backend_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

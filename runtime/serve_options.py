@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cantata.runtime.execution.rate_limiter import RateLimitMode, ResourceCount
 from cantata.runtime.flags import SERVE_FLAGS, FlagError, FlagKind, FlagValues, truth
 from cantata.runtime.frontends.grpc.options import GrpcOptions
 from cantata.runtime.frontends.http.options import HttpOptions
@@ -88,6 +89,8 @@ def _server_options(flags: _Flags) -> ServerOptions:
         model_load_thread_count=thread_count,
         exit_timeout_secs=float(flags.text("exit-timeout-secs")),
         allow_client_shm=flags.truth("allow-client-shm"),
+        rate_limit=RateLimitMode(flags.text("rate-limit")),
+        rate_limit_resource=tuple(map(_resource_count, flags.all("rate-limit-resource"))),
         backend_config=_backend_config(flags.all("backend-config")),
     )
 
@@ -111,6 +114,16 @@ def _model_control(flags: _Flags) -> tuple[ModelControlMode, float]:
             "--watch looks for changes by itself: it cannot go with --model-control-mode=explicit"
         )
     return ModelControlMode.POLL, _WATCH_SECS
+
+
+def _resource_count(value: str) -> ResourceCount:
+    name, *numbers = value.split(":")
+    if not name or len(numbers) not in (1, 2) or not all(number.isdecimal() for number in numbers):
+        raise FlagError(
+            "--rate-limit-resource option format is '<resource_name>:<count>:<device>' or "
+            f"'<resource_name>:<count>'. Got {value}"
+        )
+    return ResourceCount(name, *map(int, numbers))
 
 
 def _backend_config(values: tuple[str, ...]) -> dict[str, dict[str, str]]:

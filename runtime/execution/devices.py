@@ -65,8 +65,13 @@ def place_instances(config: ModelConfig) -> list[InstancePlacement]:
 
     Passive instances would never be given a request, so they are not made.
     """
+    return [placement for _, placement in place_by_group(config)]
+
+
+def place_by_group(config: ModelConfig) -> list[tuple[ModelInstanceGroup, InstancePlacement]]:
+    """As `place_instances`, each with its group."""
     return [
-        placement
+        (group, placement)
         for group in config.instance_group
         if not group.passive
         for placement in _placements(

@@ -15,7 +15,7 @@ from cantata.runtime.backends.backend import BackendInstance, RestartingInstance
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, internal_error, unavailable
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.execution.worker_pool import ModelCode, WorkerPool
+from cantata.runtime.execution.worker_pool import Dispatcher, ModelCode
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.observe.statistics import (
@@ -51,7 +51,7 @@ class SequenceScheduler:
         spec: ModelSpec,
         batcher: SequenceBatcher,
         inputs: SequenceInputs,
-        workers: WorkerPool,
+        workers: Dispatcher,
         timer: Timer,
     ) -> None:
         self._spec = spec
