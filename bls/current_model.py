@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from cantata.bls.abandoned import Reaper
+from cantata.bls.errors import TritonModelException
 from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.execution.execution import Execution
 from cantata.runtime.request import InferenceRequest
@@ -22,7 +23,17 @@ from cantata.runtime.request import InferenceRequest
 class HostedModel:
     """A loaded model version, as far as its own code may know it. `package` is the name its modules are under."""
 
-    __slots__ = ("name", "package", "reaper", "services", "serving_instances", "version", "version_directory")
+    __slots__ = (
+        "is_completing",
+        "metric_numbers",
+        "name",
+        "package",
+        "reaper",
+        "services",
+        "serving_instances",
+        "version",
+        "version_directory",
+    )
 
     def __init__(
         self,
@@ -41,6 +52,10 @@ class HostedModel:
         self.reaper = reaper
         # How many instances are past `initialize` and before `finalize`: only then may the model call others.
         self.serving_instances = 0
+        # Whether it was imported for its `auto_complete_config` alone.
+        self.is_completing = False
+        # Of the metrics that it holds.
+        self.metric_numbers: set[int] = set()
 
 
 class CallerNotes:
@@ -114,6 +129,16 @@ def running_hook_of(model: HostedModel) -> Iterator[None]:
 def find_activity() -> Activity | None:
     """What the calling code belongs to; None outside every model."""
     return current_activity.get() or _activity_of_frames()
+
+
+def current_model() -> HostedModel:
+    """The model that the calling code belongs to; raises TritonModelException outside every model."""
+    activity = find_activity()
+    if activity is None:
+        raise TritonModelException(
+            "This function can only be called by the code of a model that is being served."
+        )
+    return activity.model
 
 
 def _activity_of_frames() -> Activity | None:

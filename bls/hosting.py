@@ -35,6 +35,7 @@ class HostedCode:
         if complete is None:
             return None
         name = self._model.name
+        self._model.is_completing = True
         with running_hook_of(self._model):
             try:
                 completed = complete(ModelConfig(config))
@@ -71,8 +72,10 @@ class HostedCode:
         return instance
 
     def close(self) -> None:
-        """Forget the code."""
+        """Forget the code, and end the metrics that it holds."""
         forget_model(self._model)
+        for number in tuple(self._model.metric_numbers):
+            self._model.services.custom_metrics.close(number)
         self._code.unload()
 
     def _arguments(self, placement: InstancePlacement, config_text: str) -> dict[str, str]:

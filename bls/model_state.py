@@ -1,31 +1,58 @@
-"""The functions of pb_utils that ask about models: the calling one's files, others' readiness."""
+"""The functions of pb_utils about models: the calling one's files, others' readiness, loading and unloading them."""
 
 from __future__ import annotations
 
-from cantata.bls.current_model import Activity, find_activity
+from collections.abc import Mapping
+
+from cantata.bls.current_model import Activity, current_model, find_activity
 from cantata.bls.errors import TritonModelException
+from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.errors import InferenceError
 
 
 def get_model_dir() -> str:
     """The directory of the calling model's version."""
-    return str(_activity().model.version_directory)
+    return str(current_model().version_directory)
 
 
 def is_model_ready(model_name: str, model_version: str = "") -> bool:
     """Whether a model answers requests, in that version or, without one, in any."""
     version = int(model_version) if model_version else -1
-    try:
-        _activity().model.services.is_decoupled(model_name, version)
-    except InferenceError:
-        return False
-    return True
+    return current_model().services.is_model_ready(model_name, version)
 
 
-def _activity() -> Activity:
-    activity = find_activity()
-    if activity is None:
+def load_model(model_name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:
+    """Load or reload a model from its repository and wait until it serves.
+
+    Only under explicit model control, and only while the calling model serves.
+    """
+    services = _controlling()
+    if config or files:
         raise TritonModelException(
-            "This function can only be called by the code of a model that is being served."
+            f"failed to load '{model_name}': this server loads models from their repository only, without "
+            "a 'config' or 'files' in place of what is there"
         )
-    return activity
+    try:
+        services.load_model(model_name)
+    except InferenceError as error:
+        raise TritonModelException(error.message) from None
+
+
+def unload_model(model_name: str, unload_dependents: bool = False) -> None:
+    """Begin to unload a model: it answers what it has accepted. Where it may be called is as for `load_model`."""
+    services = _controlling()
+    try:
+        services.unload_model(model_name, bool(unload_dependents))
+    except InferenceError as error:
+        raise TritonModelException(error.message) from None
+
+
+def _controlling() -> ServerServices:
+    activity: Activity | None = find_activity()
+    # A model's hooks run while models are loaded or unloaded, one change at a time: a change made there would wait
+    # for itself.
+    if activity is None or not activity.allows_calls:
+        raise TritonModelException(
+            "Models can be loaded and unloaded by a model that serves, not in its other hooks than execute."
+        )
+    return activity.model.services

@@ -19,13 +19,14 @@ from cantata.bls.memory import (
     MemoryType,
     PreferredMemory,
 )
+from cantata.bls.metrics import Metric, MetricFamily, MetricKind
 from cantata.bls.model_config import (
     ModelConfig,
     get_input_config_by_name,
     get_output_config_by_name,
     using_decoupled_model_transaction_policy,
 )
-from cantata.bls.model_state import get_model_dir, is_model_ready
+from cantata.bls.model_state import get_model_dir, is_model_ready, load_model, unload_model
 from cantata.bls.requests import (
     TRITONSERVER_REQUEST_RELEASE_ALL,
     TRITONSERVER_REQUEST_RELEASE_RESCHEDULE,
@@ -57,6 +58,9 @@ __all__ = [
     "InferenceTrace",
     "Logger",
     "MemoryType",
+    "Metric",
+    "MetricFamily",
+    "MetricKind",
     "ModelConfig",
     "PreferredMemory",
     "ResponseIterator",
@@ -70,9 +74,11 @@ __all__ = [
     "get_output_config_by_name",
     "get_output_tensor_by_name",
     "is_model_ready",
+    "load_model",
     "numpy_to_triton_type",
     "serialize_byte_tensor",
     "triton_string_to_numpy",
     "triton_to_numpy_type",
+    "unload_model",
     "using_decoupled_model_transaction_policy",
 ]

@@ -31,6 +31,7 @@ from cantata.bls.server_caller import ServerCaller, request_of
 from cantata.grammars.problems import suggest
 from cantata.runtime.embedded import EmbeddedServer
 from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.observe.custom_metrics import CustomMetrics
 from cantata.runtime.request import InferenceRequest as RuntimeRequest
 from cantata.runtime.response import ParameterValue
 from cantata.runtime.server import Server
@@ -254,6 +255,19 @@ class _Services:
 
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         return self.server.model(model_name, model_version).is_decoupled
+
+    def is_model_ready(self, model_name: str, model_version: int) -> bool:
+        return self.server.is_model_ready(model_name, model_version)
+
+    def load_model(self, model_name: str) -> None:
+        self.server.load_model(model_name)
+
+    def unload_model(self, model_name: str, unload_dependents: bool) -> None:
+        self.server.unload_model(model_name, unload_dependents)
+
+    @property
+    def custom_metrics(self) -> CustomMetrics:
+        return self.server.custom_metrics
 
 
 @contextmanager

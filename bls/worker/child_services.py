@@ -14,6 +14,7 @@ from typing import Any
 from cantata.bls.worker import messages
 from cantata.bls.worker.channel import Channel, Message
 from cantata.bls.worker.exchange import Exchange, RemoteSender, value_of
+from cantata.bls.worker.remote_metrics import RemoteMetrics
 from cantata.bls.worker.wire import WireWait, decode_response, encode_request
 from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.execution.worker_pool import WorkerPool
@@ -70,6 +71,20 @@ class ChildServices:
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         answer: bool = self.ask(messages.IS_DECOUPLED, str(model_name), int(model_version))
         return answer
+
+    def is_model_ready(self, model_name: str, model_version: int) -> bool:
+        answer: bool = self.ask(messages.IS_MODEL_READY, str(model_name), int(model_version))
+        return answer
+
+    def load_model(self, model_name: str) -> None:
+        self.ask(messages.LOAD_MODEL, str(model_name))
+
+    def unload_model(self, model_name: str, unload_dependents: bool) -> None:
+        self.ask(messages.UNLOAD_MODEL, str(model_name), unload_dependents)
+
+    @property
+    def custom_metrics(self) -> RemoteMetrics:
+        return RemoteMetrics(self.ask)
 
     def ask(self, name: str, *arguments: Any) -> Any:
         """What the server answers to a question; raises InferenceError."""

@@ -54,5 +54,9 @@ LOG: Final = 13
 # Questions of a process to the server.
 IS_DECOUPLED: Final = "is_decoupled"
 IS_CANCELLED: Final = "is_cancelled"
+IS_MODEL_READY: Final = "is_model_ready"
+LOAD_MODEL: Final = "load_model"
+UNLOAD_MODEL: Final = "unload_model"
+METRICS: Final = "metrics"
 # And of the server to a process.
 IS_READY: Final = "is_ready"

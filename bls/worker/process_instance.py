@@ -50,6 +50,8 @@ class ProcessInstance:
         self._figures = ProcessFigures()
         self._process: WorkerProcess | None = None
         self._on_change: Callable[[], None] = _nobody_watches
+        # Whether the model has an `is_ready` of its own.
+        self.has_readiness_hook = False
         # Why there is no process, where there is none.
         self._end_error = unavailable(f"model instance '{name}' has not started")
         # Ends in a row after which no batch was run.
@@ -60,6 +62,7 @@ class ProcessInstance:
     def start(self) -> None:
         """Start the first process; raises InferenceError when the model cannot be initialized."""
         process = self._start_process(self._ended)
+        self.has_readiness_hook = process.has_readiness_hook
         with self._lock:
             self._process = process
         self._notice_early_end(process)

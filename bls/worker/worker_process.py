@@ -19,6 +19,7 @@ from cantata.bls.worker.arena import ArenaReader, ArenaWriter, create_memory
 from cantata.bls.worker.channel import Channel, ChannelClosedError, Message, open_pair
 from cantata.bls.worker.exchange import Exchange, RemoteSender, outcome_of
 from cantata.bls.worker.process_watch import ProcessWatch, WatchedProcess
+from cantata.bls.worker.questions import Questions
 from cantata.bls.worker.time_limit import TimeLimit
 from cantata.bls.worker.wire import (
     Again,
@@ -45,6 +46,8 @@ from cantata.runtime.scheduling.timer import Timer
 _MOST_STDERR_CHARACTERS: Final = 2000
 # A process whose sockets are closed has this long to be seen to end by itself.
 _ENDING_S: Final = 1.0
+# A little more than a model's `is_ready` has there.
+_READINESS_S: Final = 6.0
 
 
 class SharedFiles:
@@ -95,6 +98,7 @@ class WorkerProcess:
     ) -> None:
         self._name = name
         self._services = services
+        self._questions = Questions(services)
         self._on_end = on_end
         writer = ArenaWriter(shared.inputs, shared.capacity)
         reader = ArenaReader(shared.outputs, shared.capacity)
@@ -188,7 +192,7 @@ class WorkerProcess:
 
     def ask_whether_ready(self) -> bool:
         """What the model's own `is_ready` says; raises InferenceError."""
-        answer: bool = self._exchange.ask(messages.IS_READY)
+        answer: bool = self._exchange.ask(messages.IS_READY, timeout_s=_READINESS_S)
         return answer
 
     def stop(self, timeout_s: float) -> None:
@@ -354,12 +358,17 @@ class WorkerProcess:
 
     def _answer_to(self, name: str, arguments: tuple[Any, ...]) -> Any:
         match name, arguments:
-            case messages.IS_DECOUPLED, (str(model_name), int(version)):
-                return self._services.is_decoupled(model_name, version)
             case messages.IS_CANCELLED, (int(key),):
                 return self._exchange.watch(key)
             case _:
-                raise internal_error(f"the process asked for '{name}'")
+                return self._questions.answer(name, arguments)
+
+    def _answer_question(self, number: int, name: str, arguments: tuple[Any, ...]) -> None:
+        self._exchange.answer(number, lambda: self._answer_to(name, arguments))
+
+    def _answer_slowly(self, number: int, name: str, arguments: tuple[Any, ...]) -> None:
+        with contextlib.suppress(ChannelClosedError):
+            self._answer_question(number, name, arguments)
 
     def _read_events(self) -> None:
         """Take events until the process has ended, then end what was left to it."""
@@ -381,6 +390,7 @@ class WorkerProcess:
             self._fail_batch(batch, error)
         # Those that `execute` waits for are failed by it.
         self._exchange.end(error, self._executing)
+        self._questions.close()
         with self._direct_lock:
             self._close()
 
@@ -400,7 +410,12 @@ class WorkerProcess:
             case (messages.CALL, waiting, _, encoded):
                 self._call(waiting, encoded)
             case (messages.QUERY, number, name, arguments):
-                exchange.answer(number, lambda: self._answer_to(name, arguments))
+                if self._questions.is_slow(name):
+                    threading.Thread(
+                        target=self._answer_slowly, args=(number, name, arguments), daemon=True
+                    ).start()
+                else:
+                    self._answer_question(number, name, arguments)
             case (messages.LOG, name, level, text, path, line):
                 _log(name, level, text, path, line)
             case _:

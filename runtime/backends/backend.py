@@ -6,7 +6,7 @@ instance executes batches. Who calls what, and from which thread, is said in eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -19,6 +19,7 @@ from cantata.runtime.request import InferenceRequest
 if TYPE_CHECKING:
     # A model's own process needs the protocols, but no configuration.
     from cantata.grammars.model_config import ModelConfig
+    from cantata.runtime.observe.custom_metrics import MetricChange, MetricKind
 
 
 class ServerServices(Protocol):
@@ -33,6 +34,29 @@ class ServerServices(Protocol):
 
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         """Whether that model answers with any number of responses; raises InferenceError when it is not ready."""
+
+    def is_model_ready(self, model_name: str, model_version: int) -> bool:
+        """Whether a model, in that version or with -1 the highest, can serve. May take seconds to find out."""
+
+    def load_model(self, model_name: str) -> None:
+        """Load or reload a model; raises InferenceError when that is not allowed now, or fails."""
+
+    def unload_model(self, model_name: str, unload_dependents: bool) -> None:
+        """Begin to unload a model; raises InferenceError when that is not allowed now."""
+
+    @property
+    def custom_metrics(self) -> MetricStore:
+        """Where the metrics are that models define."""
+
+
+class MetricStore(Protocol):
+    """The metrics that models define, by number; see CustomMetrics, which is the server's."""
+
+    def open_family(self, name: str, description: str, kind: MetricKind) -> int: ...
+    def open_metric(self, family_number: int, labels: Mapping[str, str], bounds: Sequence[float]) -> int: ...
+    def change(self, number: int, change: MetricChange, amount: float) -> None: ...
+    def value(self, number: int) -> float: ...
+    def close(self, number: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +99,18 @@ class BackendInstance(Protocol):
 
     def close(self) -> None:
         """Release what the instance holds; called once, when no batch runs in it."""
+
+
+@runtime_checkable
+class SelfReportingInstance(Protocol):
+    """What an instance is besides where its model can say by itself whether it is ready."""
+
+    @property
+    def has_readiness_hook(self) -> bool:
+        """Whether it does. Fixed once the instance is made."""
+
+    def is_ready(self) -> bool:
+        """What the model says. May take seconds, on any thread; raises InferenceError where it fails to say."""
 
 
 @runtime_checkable

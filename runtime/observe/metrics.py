@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cantata.runtime.observe.custom_metrics import escaped_label
 from cantata.runtime.observe.snapshots import ModelFigures, ModelStatistics
 from cantata.runtime.observe.statistics import FAILURE_REASONS
 
@@ -100,11 +101,20 @@ _MODEL_METRICS: Final = (
 
 
 class MetricsText:
-    """Renders the metrics of one server. `model_figures` tells of the models, `cpu` of the machine."""
+    """Renders the metrics of one server.
 
-    def __init__(self, model_figures: Callable[[], Sequence[ModelFigures]], cpu: CpuFigures | None) -> None:
+    `model_figures` tells of the models, `cpu` of the machine, `custom_lines` what models tell by themselves.
+    """
+
+    def __init__(
+        self,
+        model_figures: Callable[[], Sequence[ModelFigures]],
+        cpu: CpuFigures | None,
+        custom_lines: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         self._model_figures = model_figures
         self._cpu = cpu
+        self._custom_lines = custom_lines
 
     def render(self) -> bytes:
         """All metrics now, in Prometheus' text format."""
@@ -125,6 +135,7 @@ class MetricsText:
         )
         if self._cpu is not None:
             lines += self._cpu_lines(self._cpu)
+        lines += self._custom_lines()
         return ("\n".join(lines) + "\n").encode()
 
     def _cpu_lines(self, cpu: CpuFigures) -> Iterator[str]:
@@ -146,12 +157,8 @@ def _family(name: str, kind: str, help_text: str, samples: Samples) -> Iterator[
     yield f"# HELP {name} {help_text}"
     yield f"# TYPE {name} {kind}"
     for labels, value in samples:
-        pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in sorted(labels))
+        pairs = ",".join(f'{key}="{escaped_label(text)}"' for key, text in sorted(labels))
         yield f"{name}{{{pairs}}} {value}" if pairs else f"{name} {value}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
 class CpuFigures:

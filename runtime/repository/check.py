@@ -16,8 +16,9 @@ from cantata.dag.composition import ComposingModel, FindModel, MissingModel, che
 from cantata.grammars.problems import Problem
 from cantata.runtime.backends.backend import Backend, BackendSettings
 from cantata.runtime.backends.catalog import open_backend
-from cantata.runtime.errors import unavailable
+from cantata.runtime.errors import InferenceError, unavailable
 from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.observe.custom_metrics import CustomMetrics
 from cantata.runtime.repository.completion import Completing, PreparedModel, prepare_model
 from cantata.runtime.repository.source import scan_repositories
 from cantata.runtime.request import InferenceRequest
@@ -102,6 +103,7 @@ class _OfflineBackends:
 
     def __init__(self) -> None:
         self.workers = WorkerPool()
+        self.custom_metrics = CustomMetrics()
         self._opened: dict[str, Backend] = {}
 
     def open(self, name: str) -> Backend:
@@ -115,7 +117,20 @@ class _OfflineBackends:
             backend.close()
 
     def submit(self, request: InferenceRequest) -> None:
-        raise unavailable(f"model '{request.model_name}' cannot be called: nothing is being served")
+        raise _not_serving(request.model_name)
 
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
-        raise unavailable(f"model '{model_name}' cannot be called: nothing is being served")
+        raise _not_serving(model_name)
+
+    def is_model_ready(self, model_name: str, model_version: int) -> bool:
+        return False
+
+    def load_model(self, model_name: str) -> None:
+        raise _not_serving(model_name)
+
+    def unload_model(self, model_name: str, unload_dependents: bool) -> None:
+        raise _not_serving(model_name)
+
+
+def _not_serving(model_name: str) -> InferenceError:
+    return unavailable(f"model '{model_name}' cannot be called: nothing is being served")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -10,11 +12,13 @@ import orjson
 
 from cantata.grammars.model_config import ModelConfig
 from cantata.grammars.reading import model_config_to_json
-from cantata.runtime.backends.backend import LoadedModel
+from cantata.runtime.backends.backend import LoadedModel, SelfReportingInstance
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.request import InferenceRequest
+
+_log = logging.getLogger("cantata.repository")
 
 
 class ModelState(enum.Enum):
@@ -46,7 +50,8 @@ class ModelVersion:
     """A loaded model version. Everything but `state` and `reason` is fixed once it is made.
 
     `model` is what the backend loaded, None for an ensemble. `depends_on` are the versions that an ensemble's steps
-    call: they are unloaded after it, so no request needs to hold them.
+    call: they are unloaded after it, so no request needs to hold them. `reporting` are the instances whose model says
+    by itself whether it is ready.
     """
 
     def __init__(
@@ -59,6 +64,8 @@ class ModelVersion:
         model: LoadedModel | None,
         depends_on: tuple[ModelVersion, ...],
         load_seconds: float,
+        reporting: tuple[SelfReportingInstance, ...] = (),
+        on_close: Callable[[], None] | None = None,
     ) -> None:
         self.name = config.name
         self.version = version
@@ -69,6 +76,8 @@ class ModelVersion:
         self.model = model
         self.depends_on = depends_on
         self.load_seconds = load_seconds
+        self._on_close = on_close
+        self._reporting = reporting
         self.state = ModelState.LOADING
         self.reason = ""
         self._config_json: bytes | None = None
@@ -85,6 +94,21 @@ class ModelVersion:
             and self.scheduler.unavailability is None
             and all(version.can_serve for version in self.depends_on)
         )
+
+    @property
+    def must_be_asked(self) -> bool:
+        """Whether `says_ready` asks code of a model, here or in a model that a step calls."""
+        return bool(self._reporting) or any(version.must_be_asked for version in self.depends_on)
+
+    def says_ready(self) -> bool:
+        """Whether the model's own code, and that of all that its steps call, says it is ready. May take seconds."""
+        try:
+            return all(instance.is_ready() for instance in self._reporting) and all(
+                version.says_ready() for version in self.depends_on
+            )
+        except InferenceError as error:
+            _log.warning("model '%s' is taken as not ready: %s", self.name, error.message)
+            return False
 
     @property
     def is_decoupled(self) -> bool:
@@ -111,5 +135,7 @@ class ModelVersion:
     def close(self) -> None:
         """Close the scheduler, its instances and the model; accepted requests should have been waited for."""
         self.scheduler.close()
+        if self._on_close is not None:
+            self._on_close()
         if self.model is not None:
             self.model.close()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cantata.grammars.model_config import ModelConfig
-from cantata.runtime.backends.backend import BackendInstance, ServerServices
+from cantata.runtime.backends.backend import BackendInstance, MetricStore, ServerServices
 from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.execution.execution import Execution
 from cantata.runtime.execution.worker_pool import WorkerPool
@@ -73,6 +73,19 @@ class NoServices:
 
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         raise AssertionError(f"unexpected question about {model_name} {model_version}")
+
+    def is_model_ready(self, model_name: str, model_version: int) -> bool:
+        raise AssertionError(f"unexpected question about {model_name} {model_version}")
+
+    def load_model(self, model_name: str) -> None:
+        raise AssertionError(f"unexpected load of {model_name}")
+
+    def unload_model(self, model_name: str, unload_dependents: bool) -> None:
+        raise AssertionError(f"unexpected unload of {model_name}")
+
+    @property
+    def custom_metrics(self) -> MetricStore:
+        raise AssertionError("no backend needs metrics to be made")
 
 
 NO_SERVICES: ServerServices = NoServices()

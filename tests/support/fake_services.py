@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from cantata.runtime.errors import InferenceError, StatusCode
 from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.observe.custom_metrics import CustomMetrics
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
 
@@ -26,6 +27,7 @@ class FakeServices:
     held: list[InferenceRequest] = field(default_factory=list)
     submitted: list[InferenceRequest] = field(default_factory=list)
     workers: WorkerPool = field(default_factory=WorkerPool)
+    custom_metrics: CustomMetrics = field(default_factory=CustomMetrics)
 
     def submit(self, request: InferenceRequest) -> None:
         self.is_decoupled(request.model_name, request.model_version)
@@ -39,6 +41,15 @@ class FakeServices:
         if model_name not in self.models:
             raise InferenceError(StatusCode.NOT_FOUND, f"unknown model '{model_name}' {model_version}")
         return model_name in self.decoupled
+
+    def is_model_ready(self, model_name: str, model_version: int) -> bool:
+        return model_name in self.models
+
+    def load_model(self, model_name: str) -> None:
+        self.models[model_name] = echo
+
+    def unload_model(self, model_name: str, unload_dependents: bool) -> None:
+        self.models.pop(model_name, None)
 
     def release(self) -> None:
         """Answer what is held."""
