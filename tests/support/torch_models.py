@@ -19,6 +19,14 @@ class AddSub(torch.nn.Module):
         return a + b, a - b
 
 
+class Accumulate(torch.nn.Module):
+    """The sum so far, twice: as the answer and as the state."""
+
+    def forward(self, value: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        total = total + value
+        return total, total
+
+
 class AddDefault(torch.nn.Module):
     """A second argument that may be left out."""
 
