@@ -6,8 +6,8 @@ A request that is cancelled cancels its task. A model that yields waits for a re
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Final
 
@@ -21,11 +21,10 @@ from cantata.bls.scope import Request, Scope, current_scope
 from cantata.bls.server_caller import ServerCaller
 from cantata.bls.stacking import Stack
 from cantata.bls.submission import fans_out
+from cantata.runtime.request import InferenceRequest as RuntimeRequest
 
 # How many answers a model yields before it looks whether its reader keeps up: asking takes another thread.
-_ANSWERS_BETWEEN_WAITS: Final = 32
-# One thread for each reader that is waited for at the same time; made when needed.
-_waiting: Final = ThreadPoolExecutor(max_workers=1024, thread_name_prefix="cantata-slow-reader")
+_ANSWERS_BETWEEN_WAITS: Final = 64
 _CALLER: Final = ServerCaller()
 
 
@@ -85,7 +84,6 @@ class AsyncAnswering:
     ) -> None:
         received = request._received
         assert received is not None
-        loop = asyncio.get_running_loop()
         until_wait = _ANSWERS_BETWEEN_WAITS
         async with aclosing(yielded):
             async for outputs in yielded:
@@ -93,7 +91,7 @@ class AsyncAnswering:
                 until_wait -= 1
                 if not until_wait:
                     until_wait = _ANSWERS_BETWEEN_WAITS
-                    await loop.run_in_executor(_waiting, received.sender.wait_until_ready)
+                    await _reader_of(received)
 
 
 @contextmanager
@@ -123,6 +121,23 @@ def _answering(request: InferenceRequest) -> Iterator[None]:
         yield
     finally:
         received.cancellation.remove_listener(task)
+
+
+async def _reader_of(request: RuntimeRequest) -> None:
+    """Wait until whoever reads the answers has caught up.
+
+    In a thread of its own, not in a pool: nothing that waits for a pool's threads must wait for readers.
+    """
+    loop = asyncio.get_running_loop()
+    caught_up = asyncio.Event()
+
+    def wait() -> None:
+        request.sender.wait_until_ready()
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(caught_up.set)
+
+    threading.Thread(target=wait, name="cantata-slow-reader", daemon=True).start()
+    await caught_up.wait()
 
 
 def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:

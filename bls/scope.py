@@ -71,7 +71,7 @@ class Request:
 
     @property
     def requested_outputs(self) -> list[str]:
-        """The outputs that the client asked for; empty for all."""
+        """The outputs that the client asked for."""
         return self._request.requested_output_names()
 
     @property
