@@ -107,11 +107,10 @@ def initialize(self, args):
     self.amount = float(args["model_name"].rpartition("_")[2])
 
 def execute(self, requests):
+    arrays = [pb_utils.get_input_tensor_by_name(request, "INPUT").as_numpy() for request in requests]
     return [
-        pb_utils.InferenceResponse(
-            [pb_utils.Tensor("OUTPUT", pb_utils.get_input_tensor_by_name(request, "INPUT").as_numpy() + np.float32(self.amount))]
-        )
-        for request in requests
+        pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", array + np.float32(self.amount))])
+        for array in arrays
     ]
 """
 
