@@ -16,7 +16,7 @@ from cantata.bls import dlpack
 from cantata.bls.errors import TritonModelException
 from cantata.runtime.datatypes import NUMPY_DTYPES, DataType, datatype_of_numpy
 from cantata.runtime.tensor import Tensor as TensorValue
-from cantata.runtime.tensor import bytes_array
+from cantata.runtime.tensor import WritableTensor, bytes_array
 
 
 class Tensor:
@@ -104,7 +104,7 @@ class Tensor:
 
 def shared_tensor(name: str, value: TensorValue) -> Tensor:
     """A tensor that came with a request: its sender, or another step of a pipeline, may have it too."""
-    return _tensor(name, value, is_shared=True)
+    return _tensor(name, value, is_shared=not isinstance(value, WritableTensor))
 
 
 def answered_tensor(name: str, value: TensorValue) -> Tensor:

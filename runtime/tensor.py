@@ -68,6 +68,12 @@ class Tensor:
         return f"Tensor({self.datatype.name}, {list(self.shape)})"
 
 
+class WritableTensor(Tensor):
+    """A value that its receiver may write to, and whose changes are meant to last: a state that is kept in place."""
+
+    __slots__ = ()
+
+
 def tensor_of_array(array: npt.ArrayLike, datatype: DataType | None = None) -> Tensor:
     """The tensor that holds `array`: strings become UTF-8 BYTES, other byte orders the machine's.
 

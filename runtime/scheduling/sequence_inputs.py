@@ -28,7 +28,7 @@ from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START, InferenceReque
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.sequence_table import Sequence as LiveSequence
 from cantata.runtime.sequence_tensors import control_datatype
-from cantata.runtime.tensor import RawTensorError, Tensor, tensor_of_raw
+from cantata.runtime.tensor import RawTensorError, Tensor, WritableTensor, tensor_of_raw
 
 _FLAGS = SEQUENCE_START | SEQUENCE_END
 _INITIAL_STATE_DIRECTORY = "initial_state"
@@ -49,15 +49,22 @@ NOBODY = _Nobody()
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """`initial` has no writer unless `is_in_place`: then each sequence has a copy, which its model may write to."""
+    """`initial` has no writer. With `is_in_place` each sequence has a copy, which its model may write to."""
 
     input_name: str
     output_name: str
     initial: Tensor
     is_in_place: bool
 
-    def first(self) -> Tensor:
-        return Tensor(self.initial.datatype, self.initial.array.copy()) if self.is_in_place else self.initial
+    def current(self, states: dict[str, Tensor]) -> Tensor:
+        """The value for the next request of the sequence whose states these are."""
+        value = states[self.output_name]
+        if self.is_in_place and not isinstance(value, WritableTensor):
+            array = value.array
+            # What the model gave is the sequence's alone; an initial state is everybody's.
+            value = WritableTensor(value.datatype, array if array.flags.writeable else array.copy())
+            states[self.output_name] = value
+        return value
 
 
 class SequenceInputs:
@@ -117,10 +124,10 @@ class SequenceInputs:
             states = sequence.states
             if states is None or flags & SEQUENCE_START:
                 # Never the old dictionary: a request of a sequence that was cut may still be writing to that.
-                states = sequence.states = {state.output_name: state.first() for state in self._states}
+                states = sequence.states = {state.output_name: state.initial for state in self._states}
             request.states = states
             for state in self._states:
-                inputs[state.input_name] = states[state.output_name]
+                inputs[state.input_name] = state.current(states)
 
     def null_request(self, like: InferenceRequest) -> InferenceRequest:
         """A request that stands for none in a batch with `like`: its shapes, no data, and nobody to answer to."""

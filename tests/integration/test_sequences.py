@@ -359,6 +359,27 @@ def test_a_client_gets_the_states_that_are_outputs(repository: Repository, is_li
     assert sorted(answer) == (["OUTPUT", "SUM_OUT"] if is_listed else ["OUTPUT"])
 
 
+IN_PLACE = """\
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        total = pb_utils.get_input_tensor_by_name(request, "SUM_IN").as_numpy()
+        total += pb_utils.get_input_tensor_by_name(request, "INPUT").as_numpy()
+        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", total.copy())])
+"""
+
+
+def test_a_model_may_change_a_state_in_place_that_has_one_buffer(repository: Repository) -> None:
+    state = STATE % ("1", "use_same_buffer_for_input_output: true")
+    repository.add_python("sum", IN_PLACE, dims=(1,), more=f"sequence_batching {{ direct {{}} {state} }}\n")
+    with Server(repository.path) as server:
+        assert [step(server, "sum", number, number, start=True) for number in (1, 2)] == [1, 2]
+        assert [step(server, "sum", number, number) for number in (1, 2)] == [2, 4]
+        assert step(server, "sum", 1, 1, start=True) == 1
+
+
 COLLECT = """\
 class TritonPythonModel:
     def execute(self, requests):
