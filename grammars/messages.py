@@ -165,11 +165,11 @@ def _values_of(message: Message) -> dict[str, object]:
 
 
 def _value_of(field: FieldDescriptor, value: Any) -> object:
-    is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
-    if is_map and field.message_type.fields_by_name["value"].message_type is None:
-        return dict(value)
-    if is_map:
+    nested = field.message_type
+    if nested is not None and nested.GetOptions().map_entry:
+        if nested.fields_by_name["value"].message_type is None:
+            return dict(value)
         return {key: _values_of(element) for key, element in value.items()}
-    if field.message_type is None:
+    if nested is None:
         return list(value) if field.is_repeated else value
     return [_values_of(element) for element in value] if field.is_repeated else _values_of(value)
