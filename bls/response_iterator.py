@@ -24,7 +24,8 @@ _MOST_UNREAD: Final = 128
 class ResponseFeed:
     """The sender's side: takes responses from the called model's threads.
 
-    `_changed` guards all attributes. The responses are kept, since an iterator may be read again.
+    `_changed` guards all attributes. The responses are kept, since an iterator may be read again, unless `keeps` is
+    turned off: then they are gone soon after they were read.
     """
 
     def __init__(self, cancellation: Cancellation, on_final: Callable[[], None]) -> None:
@@ -34,6 +35,9 @@ class ResponseFeed:
         self._responses: list[RuntimeResponse] = []
         self._is_finished = False
         self._furthest_read = 0
+        self.keeps = True
+        # How many responses at the start are no longer in `_responses`.
+        self._dropped = 0
         self._async_reader: Callable[[], None] | None = None
         # Who reads, for noticing that nobody does any more.
         self.reader: weakref.ref[ResponseIterator] | None = None
@@ -51,22 +55,19 @@ class ResponseFeed:
             self._on_final()
 
     def wait_until_ready(self) -> None:
-        if len(self._responses) - self._furthest_read < _MOST_UNREAD:
+        if self._count() - self._furthest_read < _MOST_UNREAD:
             return
         self.cancellation.add_listener(self, self._wake_writer)
         with self._changed:
             self._changed.wait_for(
-                lambda: (
-                    len(self._responses) - self._furthest_read < _MOST_UNREAD
-                    or self.cancellation.is_cancelled
-                )
+                lambda: self._count() - self._furthest_read < _MOST_UNREAD or self.cancellation.is_cancelled
             )
         self.cancellation.remove_listener(self)
 
     def wait_for(self, index: int) -> RuntimeResponse | None:
         """The response at `index`; None when there are only so many."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._responses) > index or self._is_finished)
+            self._changed.wait_for(lambda: self._count() > index or self._is_finished)
             return self._read(index)
 
     async def wait_for_async(self, index: int) -> RuntimeResponse | None:
@@ -74,7 +75,7 @@ class ResponseFeed:
         loop = asyncio.get_running_loop()
         while True:
             with self._changed:
-                if len(self._responses) > index or self._is_finished:
+                if self._count() > index or self._is_finished:
                     return self._read(index)
                 arrived = asyncio.Event()
                 self._async_reader = lambda: _set_from_any_thread(loop, arrived)  # noqa: B023 - called before the next round
@@ -84,13 +85,21 @@ class ResponseFeed:
     def is_finished(self) -> bool:
         return self._is_finished
 
+    def _count(self) -> int:
+        """How many responses have come."""
+        return self._dropped + len(self._responses)
+
     def _read(self, index: int) -> RuntimeResponse | None:
-        if index >= len(self._responses):
+        if index >= self._count():
             return None
         if index >= self._furthest_read:
             self._furthest_read = index + 1
             self._changed.notify_all()
-        return self._responses[index]
+        response = self._responses[index - self._dropped]
+        if not self.keeps and index - self._dropped >= _MOST_UNREAD:
+            del self._responses[: index + 1 - self._dropped]
+            self._dropped = index + 1
+        return response
 
     def _wake_writer(self) -> None:
         with self._changed:
@@ -136,6 +145,10 @@ class ResponseIterator:
             raise StopAsyncIteration
         self._index += 1
         return received_response(response)
+
+    def read_once(self) -> None:
+        """Keep no response that was read: it is not read again."""
+        self._feed.keeps = False
 
     def cancel(self) -> None:
         """Tell the called model that its responses are not wanted any more."""

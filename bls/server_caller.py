@@ -34,6 +34,7 @@ class ServerCaller:
         request = request_of(call)
         responses = calls.call(request, request._calling_activity(), True)
         assert isinstance(responses, ResponseIterator)
+        responses.read_once()
         return _Answers(call.model, responses)
 
 
