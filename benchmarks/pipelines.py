@@ -22,7 +22,8 @@ from models import write_identities, write_pipelines
 from servers import running, why_no_peer
 
 MODELS = ("identity", "ensemble", "bls")
-PROTOCOLS = ("grpc", "http")
+# What each can be driven by.
+CLIENTS = {"grpc": ("perf_analyzer",), "http": ("wrk", "perf_analyzer")}
 CONCURRENCIES = (1, 16)
 PYTHON_MODELS = 5
 # How long a server is left alone before its memory is read.
@@ -100,12 +101,12 @@ def print_table(rows: list[Row], measured: dict[str, Measurements]) -> None:
 def rows_of(models: list[str]) -> list[Row]:
     """What can be measured here, with a word on what cannot."""
     protocols = []
-    for protocol in PROTOCOLS:
+    for protocol in CLIENTS:
         if tool := tool_for(protocol):
             print(f"{protocol} is driven by {tool}", file=sys.stderr)
             protocols.append(protocol)
         else:
-            print(f"{protocol} is skipped: neither perf_analyzer nor wrk is installed", file=sys.stderr)
+            print(f"{protocol} is skipped: {' and '.join(CLIENTS[protocol])} not found", file=sys.stderr)
     return [
         Row(model, protocol, concurrency)
         for model in models
