@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Final
 
 from cantata.bls import calls
 from cantata.bls.call_errors import CallError
@@ -18,6 +19,9 @@ from cantata.bls.scope import Call
 from cantata.bls.submission import submit
 from cantata.runtime.errors import StatusCode
 
+# Why a decoupled model cannot be called.
+ANSWERS_OFTEN: Final = "it may answer any number of times: use bls.stream"
+
 
 class ServerCaller:
     """See Caller. The calling model is found by its context."""
@@ -28,7 +32,15 @@ class ServerCaller:
         activity = request._calling_activity()
         response = await calls.call_async(request, activity, False, loop, submit)
         assert isinstance(response, InferenceResponse)
-        return _tensors(call.model, response)
+        try:
+            return _tensors(call.model, response)
+        except CallError as error:
+            if error.code is StatusCode.UNSUPPORTED and activity.model.services.is_decoupled(
+                call.model, call.version
+            ):
+                # What pb_utils says of it names arguments that there are none of here.
+                raise CallError(error.code, ANSWERS_OFTEN, call.model) from None
+            raise
 
     def stream(self, call: Call) -> AsyncIterator[Tensors]:
         request = request_of(call)

@@ -27,7 +27,7 @@ from cantata.bls.named_tensors import Array, Tensors, array_of
 from cantata.bls.pipeline_hooks import HostedPipeline
 from cantata.bls.requests import InferenceRequest
 from cantata.bls.scope import Call, Caller, Request, Scope, Sequence, current_scope
-from cantata.bls.server_caller import ServerCaller, request_of
+from cantata.bls.server_caller import ANSWERS_OFTEN, ServerCaller, request_of
 from cantata.grammars.problems import suggest
 from cantata.runtime.embedded import EmbeddedServer
 from cantata.runtime.execution.worker_pool import WorkerPool
@@ -184,7 +184,7 @@ class _FakeCaller:
             return await fake.caller.call(call)
         answers = [answer async for answer in self._answers(call, fake)]
         if len(answers) != 1:
-            raise CallError(Code.UNSUPPORTED, f"it answers {len(answers)} times: use bls.stream", call.model)
+            raise CallError(Code.UNSUPPORTED, ANSWERS_OFTEN, call.model)
         return answers[0]
 
     def stream(self, call: Call) -> AsyncIterator[Tensors]:

@@ -98,6 +98,8 @@ async def broken(X):
         X += 1
     if X[0] == 2:
         raise SystemExit("no")
+    if X[0] == 3:
+        await bls.call("count", N=np.zeros(1, np.int32))
     await bls.call("pipeline", X=np.zeros(0, np.float32))
 """,
     "asks": """
@@ -204,6 +206,15 @@ def test_the_error_of_a_call_says_where_it_was(server: Server) -> None:
         server.infer("broken", vector(9))
     assert raised.value.code is StatusCode.INVALID_ARG
     assert raised.value.message == "in a call of model 'pipeline': X is empty"
+
+
+def test_a_decoupled_model_is_not_called_as_if_it_answered_once(server: Server) -> None:
+    with pytest.raises(InferenceError) as raised:
+        server.infer("broken", vector(3))
+    assert raised.value.code is StatusCode.UNSUPPORTED
+    assert raised.value.message == (
+        "in a call of model 'count': it may answer any number of times: use bls.stream"
+    )
 
 
 @pytest.mark.parametrize(
