@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cantata.grammars.problems import suggest
+from cantata.runtime.inert_flags import INERT_ROWS
 
 
 class FlagError(Exception):
@@ -30,7 +31,10 @@ class FlagKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One flag. `default` is as it would be typed; `choices` empty means any value."""
+    """One flag. `default` is as it would be typed; `choices` empty means any value.
+
+    The meaning of one that `is_inert` says why it has no effect.
+    """
 
     name: str
     kind: FlagKind
@@ -39,6 +43,8 @@ class Flag:
     group: str
     is_repeatable: bool = False
     choices: tuple[str, ...] = ()
+    # Whether it is accepted only because tritonserver has it.
+    is_inert: bool = False
 
 
 FlagValues = Mapping[str, tuple[str, ...]]
@@ -132,6 +138,12 @@ SERVE_FLAGS: tuple[Flag, ...] = (
         ("http-address", _T, "0.0.0.0", "the address to listen on"),
         ("http-port", _I, "8000", "the port to listen on; 0 takes a free one"),
         ("reuse-http-port", _B, "false", "let several servers share the port"),
+        (
+            "http-header-forward-pattern",
+            _T,
+            "",
+            "headers whose names it is found in become parameters of the request",
+        ),
         ("http-max-input-size", _I, "67108864", "the most bytes of JSON, or of unpacked body, in a request"),
     ),
     *_flags(
@@ -140,6 +152,12 @@ SERVE_FLAGS: tuple[Flag, ...] = (
         ("grpc-address", _T, "0.0.0.0", "the address to listen on"),
         ("grpc-port", _I, "8001", "the port to listen on; 0 takes a free one"),
         ("reuse-grpc-port", _B, "false", "let several servers share the port"),
+        (
+            "grpc-header-forward-pattern",
+            _T,
+            "",
+            "metadata whose names it is found in becomes parameters of the request",
+        ),
         ("grpc-use-ssl", _B, "false", "use TLS"),
         ("grpc-use-ssl-mutual", _B, "false", "use TLS, and require the client's certificate"),
         ("grpc-server-cert", _T, "", "file of the server's certificate, PEM"),
@@ -180,6 +198,39 @@ SERVE_FLAGS: tuple[Flag, ...] = (
         ("allow-metrics", _B, "true", "serve Prometheus metrics"),
         ("metrics-address", _T, "", "the address to listen on; that of HTTP where it is not given"),
         ("metrics-port", _I, "8002", "the port to listen on; 0 takes a free one"),
+        ("allow-cpu-metrics", _B, "true", "tell of the machine's processor and memory"),
+    ),
+    Flag(
+        "http-restricted-api",
+        _T,
+        "",
+        "<api>[,<api>...]:<key>=<value>: these answer only to requests with that header; may be given again",
+        "HTTP",
+        is_repeatable=True,
+    ),
+    Flag(
+        "grpc-restricted-protocol",
+        _T,
+        "",
+        "<protocol>[,<protocol>...]:<key>=<value>: these answer only to calls with triton-grpc-protocol-<key>",
+        "gRPC",
+        is_repeatable=True,
+    ),
+    Flag(
+        "trace-config",
+        _T,
+        "",
+        "[triton,]<setting>=<value>: mode, level, rate, count, file, log-frequency; may be given again",
+        "Tracing",
+        is_repeatable=True,
+    ),
+    Flag("trace-level", _T, "OFF", "the same as --trace-config level=", "Tracing", is_repeatable=True),
+    *_flags(
+        "Tracing",
+        ("trace-file", _T, "", "the same as --trace-config triton,file="),
+        ("trace-rate", _I, "1000", "the same as --trace-config rate="),
+        ("trace-count", _I, "-1", "the same as --trace-config count="),
+        ("trace-log-frequency", _I, "0", "the same as --trace-config triton,log-frequency="),
     ),
     *_flags(
         "Logging",
@@ -197,6 +248,10 @@ SERVE_FLAGS: tuple[Flag, ...] = (
         choices=("default", "ISO8601", "json"),
     ),
     *_flags("Logging", ("log-file", _T, "", "write the log there instead of to standard error")),
+    *[
+        Flag(name, FlagKind(kind), default, meaning, group, repeats, is_inert=True)
+        for name, kind, default, meaning, group, repeats in INERT_ROWS
+    ],
 )
 
 _TRUE = frozenset({"true", "1"})
@@ -248,7 +303,8 @@ def describe_flags(flags: Sequence[Flag]) -> str:
             if flag.group == group:
                 default = f" [{flag.default}]" if flag.default and flag.kind is not FlagKind.SWITCH else ""
                 choices = f" ({', '.join(flag.choices)})" if flag.choices else ""
-                lines.append(f"  --{flag.name:<{width}}{flag.meaning}{choices}{default}")
+                meaning = f"(no effect: {flag.meaning})" if flag.is_inert else flag.meaning
+                lines.append(f"  --{flag.name:<{width}}{meaning}{choices}{default}")
     return "\n".join(lines)
 
 

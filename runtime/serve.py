@@ -42,11 +42,15 @@ class ServeOptions:
     http: HttpOptions | None
     grpc: GrpcOptions | None
     log: LogSettings
+    # What the command line asks for that has no effect.
+    warnings: tuple[str, ...] = ()
 
 
 def serve(options: ServeOptions) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status."""
     configure_logging(options.log)
+    for warning in options.warnings:
+        _log.warning("%s", warning)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     stopping = _Stopping()
     server = Server(options.server)

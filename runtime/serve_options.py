@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from cantata.runtime.execution.rate_limiter import RateLimitMode, ResourceCount
 from cantata.runtime.flags import SERVE_FLAGS, FlagError, FlagKind, FlagValues, truth
 from cantata.runtime.frontends.grpc.options import GrpcOptions
+from cantata.runtime.frontends.header_forwarding import header_forwarding
 from cantata.runtime.frontends.http.options import HttpOptions
+from cantata.runtime.frontends.restricted_api import RestrictedApi, parse_restricted_apis
 from cantata.runtime.observe.logs import LogSettings
+from cantata.runtime.observe.trace_settings import TraceSettings, parse_trace_config, trace_warnings
 from cantata.runtime.options import ServerOptions
 from cantata.runtime.repository.control import ModelControlMode
 from cantata.runtime.serve import ServeOptions
@@ -53,6 +57,12 @@ def serve_options(values: FlagValues, positional: list[str]) -> ServeOptions:
         raise FlagError(f"unexpected argument '{positional[0]}': name repositories with --model-repository")
     _check_ports(flags)
     return ServeOptions(
+        warnings=tuple(
+            f"--{flag.name} has no effect: {flag.meaning}"
+            for flag in SERVE_FLAGS
+            if flag.is_inert and flags.all(flag.name)
+        )
+        + trace_warnings(flags.all("trace-config")),
         server=_server_options(flags),
         http=_http_options(flags),
         grpc=_grpc_options(flags) if flags.truth("allow-grpc") else None,
@@ -88,11 +98,44 @@ def _server_options(flags: _Flags) -> ServerOptions:
         model_config_name=flags.text("model-config-name"),
         model_load_thread_count=thread_count,
         exit_timeout_secs=float(flags.text("exit-timeout-secs")),
+        trace=_trace_settings(flags),
         allow_client_shm=flags.truth("allow-client-shm"),
         rate_limit=RateLimitMode(flags.text("rate-limit")),
         rate_limit_resource=tuple(map(_resource_count, flags.all("rate-limit-resource"))),
         backend_config=_backend_config(flags.all("backend-config")),
     )
+
+
+def _trace_settings(flags: _Flags) -> TraceSettings:
+    """What `--trace-config` says, and where it says nothing, the older flags."""
+    older = {
+        "trace-level": "level",
+        "trace-rate": "rate",
+        "trace-count": "count",
+        "trace-file": "triton,file",
+        "trace-log-frequency": "triton,log-frequency",
+    }
+    texts = [f"{setting}={text}" for name, setting in older.items() for text in flags.all(name)]
+    try:
+        return parse_trace_config([*texts, *flags.all("trace-config")])
+    except ValueError as error:
+        raise FlagError(f"--trace-config {error}") from None
+
+
+def _restricted_apis(flags: _Flags, name: str) -> tuple[RestrictedApi, ...]:
+    try:
+        return parse_restricted_apis(flags.all(name))
+    except ValueError as error:
+        raise FlagError(f"--{name} {error}") from None
+
+
+def _header_pattern(flags: _Flags, name: str) -> str:
+    pattern = flags.text(name)
+    try:
+        header_forwarding(pattern)
+    except re.error as error:
+        raise FlagError(f"--{name} expects a regular expression, got '{pattern}': {error}") from None
+    return pattern
 
 
 def _model_control(flags: _Flags) -> tuple[ModelControlMode, float]:
@@ -148,6 +191,9 @@ def _http_options(flags: _Flags) -> HttpOptions | None:
         metrics_address=flags.text("metrics-address") or None,
         metrics_port=flags.port("metrics-port") if allows_metrics else None,
         max_input_size=flags.integer("http-max-input-size"),
+        header_forward_pattern=_header_pattern(flags, "http-header-forward-pattern"),
+        restricted_apis=_restricted_apis(flags, "http-restricted-api"),
+        allow_cpu_metrics=flags.truth("allow-cpu-metrics"),
     )
 
 
@@ -172,6 +218,8 @@ def _grpc_options(flags: _Flags) -> GrpcOptions:
         http2_max_ping_strikes=flags.integer("grpc-http2-max-ping-strikes"),
         max_connection_age=flags.integer("grpc-max-connection-age"),
         max_connection_age_grace=flags.integer("grpc-max-connection-age-grace"),
+        header_forward_pattern=_header_pattern(flags, "grpc-header-forward-pattern"),
+        restricted_protocols=_restricted_apis(flags, "grpc-restricted-protocol"),
     )
 
 

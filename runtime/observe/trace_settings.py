@@ -15,6 +15,7 @@ from cantata.runtime.errors import InferenceError, invalid_argument, unsupported
 OFF: Final = "OFF"
 TIMESTAMPS: Final = "TIMESTAMPS"
 TENSORS: Final = "TENSORS"
+_MODES: Final = ("triton", "opentelemetry")
 _LEVELS: Final = (OFF, TIMESTAMPS, TENSORS)
 _UNSIGNED: Final = (0, 2**32 - 1)
 _COUNT: Final = (-1, 2**31 - 1)
@@ -98,6 +99,64 @@ def _number(name: str, values: Sequence[str], bounds: tuple[int, int]) -> int | 
         raise invalid_argument(
             f"Unable to parse '{name}', value is out of range [ {low}, {high} ], got: {values[0]}"
         )
+    return number
+
+
+def parse_trace_config(texts: Sequence[str]) -> TraceSettings:
+    """The settings of `[<mode>,]<setting>=<value>`, later ones first; raises ValueError with what is wrong."""
+    levels: list[str] = []
+    fields: dict[str, Any] = {}
+    mode = "triton"
+    for text in texts:
+        head, equals, value = text.partition("=")
+        scope, _, setting = head.rpartition(",")
+        if not equals or scope not in ("", *_MODES):
+            raise ValueError(f"expects [<mode>,]<setting>=<value>, got '{text}'")
+        match scope, setting:
+            case "", "mode":
+                mode = _checked_mode(value)
+            case "", "level":
+                levels += [_checked_level(level.strip()) for level in value.split(",")]
+            case ("", "rate") | ("", "count") | ("triton", "log-frequency"):
+                name = {"rate": "trace_rate", "count": "trace_count"}.get(setting, "log_frequency")
+                fields[setting.replace("-", "_")] = _configured_number(name, value)
+            case "triton", "file":
+                fields["file"] = value
+            case "opentelemetry", _:
+                pass
+            case _:
+                raise ValueError(f"has no setting '{head}'")
+    if levels and mode == "triton":
+        # An explicit OFF wins over whatever else is said.
+        fields["levels"] = (OFF,) if OFF in levels else tuple(each for each in _LEVELS if each in levels)
+    return TraceSettings(**fields)
+
+
+def trace_warnings(texts: Sequence[str]) -> tuple[str, ...]:
+    """What `--trace-config` asks for that has no effect."""
+    if any("opentelemetry" in text.partition("=")[0] or text == "mode=opentelemetry" for text in texts):
+        return ("--trace-config mode=opentelemetry has no effect: traces are written to files",)
+    return ()
+
+
+def _checked_mode(text: str) -> str:
+    if text not in _MODES:
+        raise ValueError(f"expects the mode {' or '.join(_MODES)}, got '{text}'")
+    return text
+
+
+def _checked_level(text: str) -> str:
+    if text not in _LEVELS:
+        raise ValueError(f"expects the level {', '.join(_LEVELS)}, got '{text}'")
+    return text
+
+
+def _configured_number(name: str, text: str) -> int:
+    try:
+        number = _number(name, [text], _COUNT if name == "trace_count" else _UNSIGNED)
+    except InferenceError as error:
+        raise ValueError(f"is wrong: {error}") from None
+    assert number is not None
     return number
 
 

@@ -25,8 +25,9 @@ from tritonclient.utils import InferenceServerException
 
 from cantata.runtime.datatypes import DataType
 from cantata.runtime.errors import invalid_argument
-from cantata.runtime.frontends.http.options import HttpOptions, RestrictedApi
+from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.http.server import HttpServer
+from cantata.runtime.frontends.restricted_api import RestrictedApi
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.tensor import Tensor
@@ -493,7 +494,8 @@ def test_models_are_loaded_and_unloaded_where_that_is_allowed() -> None:
             (b"nonsense", 400),
             (b'{"parameters":[]}', 400),
             (b'{"parameters":{"other":1}}', 500),
-            (b'{"parameters":{"config":"{}"}}', 501),
+            (b'{"parameters":{"config":{}}}', 400),
+            (b'{"parameters":{"file:1/model.py":"not base64!"}}', 400),
         ):
             assert own.http.post(f"{base}/load", content=body).status_code == status
         assert len(own.server.controlled) == 3

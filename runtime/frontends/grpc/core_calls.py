@@ -56,6 +56,10 @@ REQUIRED_NAMES: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
+# What a call carries beside its messages; the values of names that end in `-bin` are bytes.
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
 class Call(Protocol):
     """One RPC as C-core knows it. Any thread may start batches; a batch's tag is called with its event."""
 
@@ -78,7 +82,7 @@ class Event(Protocol):
     tag: Callable[[Event], None]
     call: Call
     call_details: CallDetails
-    invocation_metadata: tuple[tuple[str, str | bytes], ...]
+    invocation_metadata: Metadata
     # The operations as they were given to `start_server_batch`.
     batch_operations: tuple[Any, ...]
 

@@ -42,8 +42,9 @@ class InferStream:
     def __init__(self, service: InferenceService, event: Event) -> None:
         self._service = service
         self._deadline_ns = core_calls.deadline_ns_of(event.call_details)
+        self._metadata = event.invocation_metadata
         self._error_ends_call = any(
-            key == _ERROR_ENDS_CALL and value == "true" for key, value in event.invocation_metadata
+            key == _ERROR_ENDS_CALL and value == "true" for key, value in self._metadata
         )
         # Shared by all requests of the stream: they are only ever cancelled together.
         self._cancellation = Cancellation()
@@ -77,6 +78,7 @@ class InferStream:
             request.wants_empty_final = model.is_decoupled and wants_empty_final(decoded)
             request.classes = requested_classes(decoded, model)
             made = self._build(decoded, version, request, received_ns)
+            self._service.forward_headers(made, self._metadata)
             if self._service.server.tracer.is_on:
                 self._service.server.tracer.begin(made, GRPC)
             self._service.server.submit(made)

@@ -6,7 +6,10 @@ from typing import Protocol
 
 from cantata.runtime.errors import unavailable
 from cantata.runtime.frontends.grpc.call_loop import CallLoop
+from cantata.runtime.frontends.grpc.core_calls import Metadata
 from cantata.runtime.frontends.grpc.options import GrpcOptions
+from cantata.runtime.frontends.header_forwarding import header_forwarding
+from cantata.runtime.request import InferenceRequest
 from cantata.runtime.server import Server
 
 SHUTTING_DOWN = "GRPC server is shutting down and has stopped accepting new requests."
@@ -21,12 +24,13 @@ class StoppableStream(Protocol):
 class InferenceService:
     """Shared by all ModelInfer and ModelStreamInfer calls."""
 
-    __slots__ = ("compresses", "is_stopping", "loop", "server", "streams")
+    __slots__ = ("compresses", "forwarding", "is_stopping", "loop", "server", "streams")
 
     def __init__(self, server: Server, loop: CallLoop, options: GrpcOptions) -> None:
         self.server = server
         self.loop = loop
         self.compresses = options.compresses
+        self.forwarding = header_forwarding(options.header_forward_pattern)
         # Set once, by whoever stops the server; calls in flight go on.
         self.is_stopping = False
         # The open streams; the loop's thread alone touches this.
@@ -36,6 +40,12 @@ class InferenceService:
         """Have every open stream end when its requests in flight are answered; on the loop's thread."""
         for stream in tuple(self.streams):
             stream.stop()
+
+    def forward_headers(self, request: InferenceRequest, metadata: Metadata) -> None:
+        """Make parameters of the call's metadata that is to be forwarded. Raises InferenceError for reserved names."""
+        if self.forwarding is not None:
+            texts = ((name, value) for name, value in metadata if isinstance(value, str))
+            request.parameters = self.forwarding.added_to(request.parameters, texts)
 
     def check_accepting(self) -> None:
         """Raise InferenceError (UNAVAILABLE) when the server takes no new requests."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from cantata.runtime.frontends.restricted_api import RestrictedApi
+
 # The largest message either way; C-core counts in 32 bits.
 MAX_MESSAGE_BYTES: Final = 2**31 - 1
 
@@ -37,6 +39,9 @@ class GrpcOptions:
     http2_max_ping_strikes: int = 2
     max_connection_age: int = 0
     max_connection_age_grace: int = 0
+    # Metadata that matches becomes request parameters; empty forwards none.
+    header_forward_pattern: str = ""
+    restricted_protocols: tuple[RestrictedApi, ...] = ()
 
     @property
     def compresses(self) -> bool:

@@ -15,6 +15,7 @@ from cantata.runtime.frontends.grpc.inference import InferenceService
 from cantata.runtime.frontends.grpc.memory_service import MemoryService
 from cantata.runtime.frontends.grpc.options import GrpcOptions
 from cantata.runtime.frontends.grpc.reflection import ReflectionStream
+from cantata.runtime.frontends.grpc.restriction import restricted
 from cantata.runtime.frontends.grpc.service import ServerService
 from cantata.runtime.frontends.grpc.settings_service import SettingsService
 from cantata.runtime.frontends.grpc.unary import Handler, InferCall, UnaryCall
@@ -25,6 +26,7 @@ class GrpcServer:
     """A gRPC front-end of `server`. `start` and `close` are called once each."""
 
     def __init__(self, server: Server, options: GrpcOptions) -> None:
+        self._options = options
         self._loop = CallLoop(server.workers, options)
         self._inference = InferenceService(server, self._loop, options)
         self._health = HealthService(server, self._loop)
@@ -67,7 +69,8 @@ class GrpcServer:
         routes[health.PREFIX + "Watch"] = self._health.watch
         for path in reflection.PATHS:
             routes[path] = partial(ReflectionStream, self._loop)
-        return {path.encode(): route for path, route in routes.items()}
+        guarded = restricted(routes, self._options.restricted_protocols, self._loop)
+        return {path.encode(): route for path, route in guarded.items()}
 
     def _unary(self, handler: Handler, *, is_quick: bool = True) -> Route:
         return partial(UnaryCall, self._loop, handler, is_quick)

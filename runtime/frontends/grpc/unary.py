@@ -86,6 +86,7 @@ class InferCall:
         "_is_answered",
         "_is_watched",
         "_lock",
+        "_metadata",
         "_regions",
         "_service",
     )
@@ -94,6 +95,7 @@ class InferCall:
         self._service = service
         self._call = event.call
         self._details = event.call_details
+        self._metadata = event.invocation_metadata
         self._lock = threading.Lock()
         self._is_watched = False
         self._is_answered = False
@@ -161,6 +163,8 @@ class InferCall:
         finally:
             self._regions = decoded.regions
         self._cancellation = request.cancellation
+        if service.forwarding is not None:
+            service.forward_headers(request, self._metadata)
         if service.server.tracer.is_on:
             service.server.tracer.begin(request, GRPC)
         service.server.submit(request)

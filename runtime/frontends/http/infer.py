@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from cantata.runtime.clock import monotonic_ns
-from cantata.runtime.errors import InferenceError, StatusCode, internal_error, unavailable, unsupported
+from cantata.runtime.errors import InferenceError, internal_error, unavailable, unsupported
 from cantata.runtime.frontends.classification import classified
+from cantata.runtime.frontends.header_forwarding import HeaderForwarding, header_forwarding
 from cantata.runtime.frontends.http.compression import accepted_encoding, compressed, decompressed
 from cantata.runtime.frontends.http.connection import Exchange
 from cantata.runtime.frontends.http.errors import (
@@ -33,25 +33,13 @@ from cantata.runtime.frontends.http.restriction import Restrictions
 from cantata.runtime.observe.trace import HTTP
 from cantata.runtime.repository.model_version import ModelVersion
 from cantata.runtime.request import InferenceRequest
-from cantata.runtime.response import InferenceResponse, ParameterValue
+from cantata.runtime.response import InferenceResponse
 from cantata.runtime.shared_memory import RegionLease
 
 if TYPE_CHECKING:
     from cantata.runtime.server import Server
 
 _log = logging.getLogger("cantata.http")
-
-_RESERVED_HEADERS: Final = frozenset(
-    {
-        "sequence_id",
-        "sequence_start",
-        "sequence_end",
-        "priority",
-        "timeout",
-        "headers",
-        "binary_data_output",
-    }
-)
 
 
 class InferRoute:
@@ -62,7 +50,7 @@ class InferRoute:
         self._options = options
         self._loop = loop
         self._loop_thread = threading.get_ident()
-        self._forwarded = _compiled_pattern(options.header_forward_pattern)
+        self._forwarding = header_forwarding(options.header_forward_pattern)
         self._restrictions = Restrictions(options.restricted_apis)
         # Set, from any thread, when no further request may be submitted.
         self.is_stopping = False
@@ -123,8 +111,8 @@ class InferRoute:
                 raise unsupported("HTTP end point doesn't support models with decoupled transaction policy")
             body = self._decode(exchange, model)
             regions = body.regions
-            if self._forwarded is not None:
-                self._forward_headers(exchange, body)
+            if self._forwarding is not None:
+                self._forward_headers(exchange, body, self._forwarding)
             sender = _InferAnswer(self, exchange, model, body)
             request = InferenceRequest(
                 model_name,
@@ -168,29 +156,12 @@ class InferRoute:
         body = exchange.body if encoding is None else decompressed(exchange.body, encoding, limit)
         return decode_infer_request(body, header_length, model.spec, limit, self._server.shared_memory)
 
-    def _forward_headers(self, exchange: Exchange, decoded: InferBody) -> None:
-        assert self._forwarded is not None
-        forwarded: dict[str, ParameterValue] = {}
-        for sent_name, (_, value) in zip(exchange.sent_names, exchange.headers, strict=True):
-            name = sent_name.decode("latin-1")
-            if self._forwarded.search(name):
-                if name in _RESERVED_HEADERS or name.startswith("triton_"):
-                    raise InferenceError(
-                        StatusCode.INVALID_ARG,
-                        f"Header '{name}' is reserved for Triton usage and cannot be forwarded.",
-                    )
-                forwarded[name] = value.decode("latin-1")
-        if forwarded:
-            decoded.parameters = {**(decoded.parameters or {}), **forwarded}
-
-
-def _compiled_pattern(pattern: str) -> re.Pattern[str] | None:
-    """A header pattern, which ignores case unless it begins with `(?-i)`; None for an empty one."""
-    if not pattern:
-        return None
-    if pattern.startswith("(?-i)"):
-        return re.compile(pattern.removeprefix("(?-i)"))
-    return re.compile(pattern, re.IGNORECASE)
+    def _forward_headers(self, exchange: Exchange, decoded: InferBody, forwarding: HeaderForwarding) -> None:
+        headers = zip(exchange.sent_names, exchange.headers, strict=True)
+        decoded.parameters = forwarding.added_to(
+            decoded.parameters,
+            ((name.decode("latin-1"), value.decode("latin-1")) for name, (_, value) in headers),
+        )
 
 
 class _InferAnswer:

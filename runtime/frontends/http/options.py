@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class RestrictedApi:
-    """`--http-restricted-api`: requests of these `categories` must carry the header `key` with exactly `value`."""
-
-    categories: frozenset[str]
-    key: str
-    value: str
+from cantata.runtime.frontends.restricted_api import RestrictedApi
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +21,5 @@ class HttpOptions:
     # Request headers that match become request parameters; empty forwards none.
     header_forward_pattern: str = ""
     restricted_apis: tuple[RestrictedApi, ...] = ()
+    # Whether the metrics tell of the machine's processor and memory.
+    allow_cpu_metrics: bool = True

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from hmac import compare_digest
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cantata.runtime.frontends.http.options import RestrictedApi
+from cantata.runtime.frontends.restricted_api import RestrictedApi
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -19,19 +18,16 @@ class Restrictions:
     """Which header each category of endpoints needs. A category is in one group at most."""
 
     def __init__(self, restricted_apis: tuple[RestrictedApi, ...]) -> None:
-        self._needed = {
-            category: (api.key, api.value) for api in restricted_apis for category in api.categories
-        }
+        self._needed = {category: api for api in restricted_apis for category in api.categories}
 
     def refusal(self, category: str, header: Callable[[str], str | None]) -> str | None:
         """Why a request of `category` must not be served, None when it may be; `header` finds a request's header."""
         if category not in self._needed:
             return None
-        key, value = self._needed[category]
-        found = header(key)
-        if found is not None and compare_digest(found.encode(), value.encode()):
+        api = self._needed[category]
+        if api.admits(header(api.key)):
             return None
-        return f"This API is restricted, expecting header '{key}'"
+        return f"This API is restricted, expecting header '{api.key}'"
 
     def guarded(self, category: str, endpoint: Endpoint) -> Endpoint:
         """`endpoint`, answering 403 to requests that it must not serve."""

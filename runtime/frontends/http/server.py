@@ -126,9 +126,8 @@ class HttpServer:
             self._http_handler = _HttpHandler(self._server, self._options, loop)
             handlers.append(self._http_handler)
         if self._options.metrics_port is not None:
-            metrics = MetricsText(
-                self._server.model_figures, CpuFigures.available(), self._server.custom_metrics.lines
-            )
+            cpu = CpuFigures.available() if self._options.allow_cpu_metrics else None
+            metrics = MetricsText(self._server.model_figures, cpu, self._server.custom_metrics.lines)
             handlers.append(_AsgiHandler(create_metrics_application(metrics.render), loop, _MAX_METRICS_BODY))
         return handlers
 

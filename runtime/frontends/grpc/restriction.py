@@ -1,0 +1,69 @@
+"""`--grpc-restricted-protocol`: calls that are refused unless they carry a secret in their metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+from cantata.runtime.frontends.grpc import core_calls
+from cantata.runtime.frontends.grpc.call_loop import CallLoop, Route
+from cantata.runtime.frontends.grpc.core_calls import Event
+from cantata.runtime.frontends.restricted_api import RestrictedApi
+
+_KEY_PREFIX: Final = "triton-grpc-protocol-"
+
+# Which group a method is of; those of the health protocol are told by their path.
+_CATEGORIES: Final = {
+    "ServerLive": "health",
+    "ServerReady": "health",
+    "ModelReady": "health",
+    "Check": "health",
+    "Watch": "health",
+    "ServerMetadata": "metadata",
+    "ModelMetadata": "metadata",
+    "ModelInfer": "inference",
+    "ModelStreamInfer": "inference",
+    "ModelConfig": "model-config",
+    "ModelStatistics": "statistics",
+    "RepositoryIndex": "model-repository",
+    "RepositoryModelLoad": "model-repository",
+    "RepositoryModelUnload": "model-repository",
+    "SystemSharedMemoryStatus": "shared-memory",
+    "SystemSharedMemoryRegister": "shared-memory",
+    "SystemSharedMemoryUnregister": "shared-memory",
+    "CudaSharedMemoryStatus": "shared-memory",
+    "CudaSharedMemoryRegister": "shared-memory",
+    "CudaSharedMemoryUnregister": "shared-memory",
+    "TraceSetting": "trace",
+    "LogSettings": "logging",
+}
+
+
+def restricted(
+    routes: Mapping[str, Route], restricted_protocols: tuple[RestrictedApi, ...], loop: CallLoop
+) -> dict[str, Route]:
+    """`routes` by path, guarded where their group is restricted; the others are untouched and cost nothing."""
+    needed = {category: api for api in restricted_protocols for category in api.categories}
+    guarded = dict(routes)
+    for path, route in routes.items():
+        api = needed.get(_CATEGORIES.get(path.rpartition("/")[2], ""))
+        if api is not None:
+            guarded[path] = partial(_guarded, route, api, loop)
+    return guarded
+
+
+def _guarded(route: Route, api: RestrictedApi, loop: CallLoop, event: Event) -> object:
+    key = _KEY_PREFIX + api.key.lower()
+    found = next((value for name, value in event.invocation_metadata if name == key), None)
+    if isinstance(found, str) and api.admits(found):
+        return route(event)
+    core_calls.reply_status(
+        event.call,
+        core_calls.UNAVAILABLE,
+        f"This protocol is restricted, expecting header '{_KEY_PREFIX}{api.key}'",
+        loop.call_ended,
+        starts=True,
+        closes=True,
+    )
+    return None
