@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cantata.runtime.datatypes import DataType
 from cantata.runtime.errors import InferenceError, invalid_argument
+from cantata.runtime.ragged_spec import ragged_spec
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.sequence_tensors import state_outputs, variable_states
 from cantata.runtime.tensor import Tensor
@@ -69,6 +70,7 @@ class ModelSpec:
         "model_version",
         "output_names",
         "outputs",
+        "ragged",
         "reshapes_inputs",
         "reshapes_outputs",
         "state_outputs",
@@ -94,6 +96,8 @@ class ModelSpec:
         ) + variable_states(config)
         # The outputs that a sequence's next request gets, beside or instead of the client.
         self.state_outputs = state_outputs(config)
+        # None where batches are not ragged.
+        self.ragged = ragged_spec(config)
         self.reshapes_inputs = any(spec.reshape is not None for spec in self.inputs.values())
         self.reshapes_outputs = any(spec.reshape is not None for spec in self.outputs.values())
         self._required_names = {spec.name for spec in self.inputs.values() if not spec.is_optional}

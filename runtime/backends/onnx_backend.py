@@ -47,7 +47,6 @@ from cantata.runtime.errors import (
     internal_error,
     invalid_argument,
     unavailable,
-    unsupported,
 )
 from cantata.runtime.execution.batch_tensors import Array, divide_outputs, gather_inputs, wanted_outputs
 from cantata.runtime.execution.execution import Execution
@@ -104,7 +103,6 @@ class OnnxBackend:
         return complete_config(config, _signature(session), self._default_max_batch_size)
 
     def load(self, files: ModelFiles, config: ModelConfig) -> OnnxModel:
-        _refuse_ragged_batches(config)
         settings = read_session_settings(config, self._settings)
         return OnnxModel(files, config, settings, self._uses_global_threads)
 
@@ -354,14 +352,6 @@ def _model_path(files: ModelFiles, config: ModelConfig, instance: str) -> Path:
     if not path.exists():
         raise unavailable(f"unable to find '{path}' for model instance '{instance}'")
     return path
-
-
-def _refuse_ragged_batches(config: ModelConfig) -> None:
-    if config.batch_input or config.batch_output or any(tensor.allow_ragged_batch for tensor in config.input):
-        raise unsupported(
-            f"unable to load model '{config.name}': ragged batches (allow_ragged_batch, batch_input, "
-            "batch_output) are not supported"
-        )
 
 
 def _load_error(model: str, error: Exception) -> InferenceError:

@@ -21,6 +21,7 @@ from cantata.grammars.problems import suggest
 from cantata.runtime.datatypes import DataType as OurDataType
 from cantata.runtime.errors import invalid_argument
 from cantata.runtime.model_spec import shape_text
+from cantata.runtime.ragged_spec import batch_input_datatypes
 from cantata.runtime.sequence_tensors import added_inputs, state_outputs
 
 # onnxruntime's words for the element types that a tensor of ours can have.
@@ -133,8 +134,9 @@ def check_config(config: ModelConfig, graph: GraphSignature) -> None:
             f"unable to load model '{config.name}', configuration expects {len(given)} inputs, model provides "
             f"{len(required)}; the configuration lacks: {', '.join(missing)}"
         )
-    _check_added(config, "input", added_inputs(config), inputs)
-    _check_added(config, "output", state_outputs(config), outputs)
+    _check_added(config, "sequence input", added_inputs(config), inputs)
+    _check_added(config, "sequence output", state_outputs(config), outputs)
+    _check_added(config, "batch input", batch_input_datatypes(config), inputs)
     _check_tensors(config, "input", config.input, inputs)
     _check_tensors(config, "output", config.output, outputs)
 
@@ -147,14 +149,14 @@ def _check_added(
         if own is None:
             hint = suggest(name, graph)
             raise invalid_argument(
-                f"unable to load model '{config.name}', configuration specified sequence {role} '{name}', but model "
-                f"does not provide that {role}" + (f" ({hint})" if hint else "")
+                f"unable to load model '{config.name}', configuration specified {role} '{name}', but model "
+                f"does not provide that {role.rpartition(' ')[2]}" + (f" ({hint})" if hint else "")
             )
         provided = _datatype_of(config, own)
         if int(provided) != int(datatype):
             raise invalid_argument(
                 f"unable to load model '{config.name}', configuration expects datatype {datatype.config_name} for "
-                f"sequence {role} '{name}', model provides {provided.name}"
+                f"{role} '{name}', model provides {provided.name}"
             )
 
 
@@ -164,6 +166,7 @@ def _check_tensors(
     tensors: Sequence[ModelInput] | Sequence[ModelOutput],
     graph: Mapping[str, GraphTensor],
 ) -> None:
+    scattered = {target for batch_output in config.batch_output for target in batch_output.target_name}
     for tensor in tensors:
         own = graph.get(tensor.name)
         if own is None:
@@ -179,6 +182,16 @@ def _check_tensors(
                 f"unable to load model '{config.name}', configuration expects datatype {tensor.data_type.name} "
                 f"for {role} '{tensor.name}', model provides {provided.name}"
             )
+        if isinstance(tensor, ModelInput) and tensor.allow_ragged_batch:
+            if own.shape != (-1,):
+                raise invalid_argument(
+                    f"unable to load model '{config.name}', configuration expects model provides input with shape "
+                    f"[-1] for ragged input '{tensor.name}', model provides {shape_text(own.shape)}"
+                )
+            continue
+        if tensor.name in scattered:
+            # What the model gives is cut up; its shape need not be like that of the parts.
+            continue
         dims = tensor.dims if tensor.reshape is None else tensor.reshape.shape
         _check_shape(config, tensor.name, own.shape, tuple(dims))
 

@@ -27,9 +27,10 @@ from cantata.runtime.backends.backend import (
 from cantata.runtime.backends.torch_naming import ValuePath, match_inputs, match_outputs, pick
 from cantata.runtime.backends.torch_programs import Program, UnreadableModelError, open_program
 from cantata.runtime.datatypes import DataType
-from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, unavailable, unsupported
+from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, unavailable
 from cantata.runtime.execution.batch_tensors import Array, divide_outputs, gather_inputs, wanted_outputs
 from cantata.runtime.execution.execution import Execution
+from cantata.runtime.ragged_spec import batch_input_datatypes
 from cantata.runtime.sequence_tensors import added_inputs, state_outputs
 
 _log = logging.getLogger("cantata.pytorch")
@@ -187,7 +188,7 @@ class TorchInstance:
         # None: values stay on the CPU, where they come from and go to.
         self._device = device if device is not None and device.type != "cpu" else None
         self._datatypes = {tensor.name: DataType(int(tensor.data_type)) for tensor in config.input}
-        self._datatypes |= added_inputs(config)
+        self._datatypes |= added_inputs(config) | batch_input_datatypes(config)
         self._output_datatypes = {tensor.name: DataType(int(tensor.data_type)) for tensor in config.output}
         self._output_datatypes |= state_outputs(config)
         self._batches = config.max_batch_size > 0
@@ -311,11 +312,6 @@ def _check_config(config: ModelConfig) -> None:
         raise invalid_argument(
             f"unable to load model '{config.name}': the configuration of a PyTorch model must list its inputs and "
             "outputs; its file does not tell them"
-        )
-    if config.batch_input or config.batch_output or any(tensor.allow_ragged_batch for tensor in config.input):
-        raise unsupported(
-            f"unable to load model '{config.name}': ragged batches (allow_ragged_batch, batch_input, "
-            "batch_output) are not supported"
         )
     for role, tensors in (("input", config.input), ("output", config.output)):
         for tensor in tensors:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from cantata.runtime.datatypes import NUMPY_DTYPES, DataType, datatype_of_numpy
 from cantata.runtime.errors import InferenceError, internal_error, invalid_argument
 from cantata.runtime.execution.execution import Execution
+from cantata.runtime.execution.ragged_batch import ragged_inputs, scattered
 from cantata.runtime.model_spec import ModelSpec, TensorSpec, client_side_shape, model_side_shape, shape_text
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
@@ -30,14 +31,18 @@ def gather_inputs(execution: Execution) -> dict[str, Array]:
     Raises InferenceError when the requests' inputs cannot be one batch.
     """
     spec, requests = execution.spec, execution.requests
-    if len(requests) == 1:
+    if spec.ragged is not None:
+        names = [name for name in requests[0].inputs if name not in spec.ragged.inputs]
+        arrays = {name: _concatenated(spec, name, requests) for name in names}
+        arrays.update(ragged_inputs(spec.ragged, requests))
+    elif len(requests) == 1:
         arrays = {name: tensor.array for name, tensor in requests[0].inputs.items()}
     else:
         arrays = {name: _concatenated(spec, name, requests) for name in requests[0].inputs}
     if spec.reshapes_inputs:
         for name, array in arrays.items():
             tensor_spec = spec.inputs.get(name)
-            if tensor_spec is not None and tensor_spec.reshape is not None:
+            if tensor_spec is not None and tensor_spec.reshape is not None and not tensor_spec.is_ragged:
                 arrays[name] = array.reshape(model_side_shape(tensor_spec, array.shape, spec.batches))
     return arrays
 
@@ -68,6 +73,9 @@ def divide_outputs(execution: Execution, arrays: Mapping[str, Array]) -> None:
     has another datatype than the configuration says or cannot be divided among the requests.
     """
     spec, requests = execution.spec, execution.requests
+    if spec.ragged is not None and spec.ragged.batch_outputs:
+        _scatter_outputs(execution, arrays, spec.ragged.batch_outputs)
+        return
     if len(requests) == 1:
         request = requests[0]
         rows = _rows_of(request) if spec.batches else None
@@ -90,6 +98,34 @@ def divide_outputs(execution: Execution, arrays: Mapping[str, Array]) -> None:
         own_rows = slice(bounds[index], bounds[index + 1])
         outputs = {
             name: Tensor(spec.outputs[name].datatype, whole[name][own_rows])
+            for name in request.requested_outputs or spec.output_names
+        }
+        execution.responses[index] = _response(spec, request, outputs)
+
+
+def _scatter_outputs(execution: Execution, arrays: Mapping[str, Array], sources: Mapping[str, str]) -> None:
+    """As `divide_outputs`, where some outputs are divided by the sizes of their source inputs."""
+    spec, requests = execution.spec, execution.requests
+    bounds = [0, *accumulate(_rows_of(request) for request in requests)]
+    parts: dict[str, list[Array]] = {}
+    for name in wanted_outputs(execution):
+        output, array = spec.outputs[name], arrays[name]
+        if name not in sources:
+            whole = _client_side(spec, output, array, bounds[-1] if spec.batches else None)
+            parts[name] = [
+                whole[start:end] if spec.batches else whole
+                for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+            ]
+            continue
+        _check_datatype(spec, output, array)
+        try:
+            shapes = [request.inputs[sources[name]].array.shape for request in requests]
+            parts[name] = scattered(array, output.dims, shapes, spec.batches)
+        except (KeyError, ValueError) as error:
+            raise _output_error(spec, output, str(error)) from None
+    for index, request in enumerate(requests):
+        outputs = {
+            name: Tensor(spec.outputs[name].datatype, parts[name][index])
             for name in request.requested_outputs or spec.output_names
         }
         execution.responses[index] = _response(spec, request, outputs)
@@ -136,10 +172,7 @@ def _rows_of(request: InferenceRequest) -> int:
 
 def _client_side(spec: ModelSpec, output: TensorSpec, array: Array, rows: int | None) -> Array:
     """`array`, checked, in the shape that clients see. `rows` is the batch size, None without batches."""
-    if array.dtype != NUMPY_DTYPES[output.datatype]:
-        raise _output_error(
-            spec, output, f"expected {output.datatype.name}, but the model gave {_type_name(array)}"
-        )
+    _check_datatype(spec, output, array)
     if output.reshape is not None:
         array = _reshaped(spec, output, array)
     if rows is not None and (not array.shape or array.shape[0] != rows):
@@ -149,6 +182,13 @@ def _client_side(spec: ModelSpec, output: TensorSpec, array: Array, rows: int | 
             f"the batch has {rows} rows, but the model gave the shape {shape_text(array.shape)}",
         )
     return array
+
+
+def _check_datatype(spec: ModelSpec, output: TensorSpec, array: Array) -> None:
+    if array.dtype != NUMPY_DTYPES[output.datatype]:
+        raise _output_error(
+            spec, output, f"expected {output.datatype.name}, but the model gave {_type_name(array)}"
+        )
 
 
 def _reshaped(spec: ModelSpec, output: TensorSpec, array: Array) -> Array:

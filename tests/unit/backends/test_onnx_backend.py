@@ -12,6 +12,8 @@ from onnx import TensorProto, helper
 from cantata.grammars.model_config import (
     Accelerator,
     BatchInput,
+    BatchInputKind,
+    BatchOutput,
     DataType,
     ExecutionAccelerators,
     ModelConfig,
@@ -269,11 +271,75 @@ def test_a_library_of_operations_that_is_missing_is_a_load_error(tmp_path: Path)
         complete(tmp_path, model_operations=operations)
 
 
-def test_ragged_batches_are_refused(tmp_path: Path) -> None:
-    config = ModelConfig(name="m", batch_input=(BatchInput(),))
-    with pytest.raises(InferenceError, match="model 'm': ragged batches") as caught:
-        OnnxBackend({}).load(files_of(tmp_path), config)
-    assert caught.value.code is StatusCode.UNSUPPORTED
+def ragged_config(**fields: Any) -> ModelConfig:
+    """OUT is RAGGED, each element with the end of its request's part beside it."""
+    tensor = {"data_type": DataType.TYPE_FP32, "dims": (-1,)}
+    scattered = BatchOutput(target_name=("OUT",), source_input=("RAGGED",))
+    batch_input = BatchInput(
+        kind=BatchInputKind.BATCH_ACCUMULATED_ELEMENT_COUNT,
+        target_name=("ENDS",),
+        data_type=DataType.TYPE_FP32,
+        source_input=("RAGGED",),
+    )
+    return ModelConfig(
+        **{
+            "name": "m",
+            "max_batch_size": 4,
+            "input": (ModelInput(name="RAGGED", allow_ragged_batch=True, **tensor),),
+            "output": (
+                ModelOutput(name="OUT", **tensor),
+                ModelOutput(name="LAST", **(tensor | {"dims": (1,)})),
+            ),
+            "batch_input": (batch_input,),
+            "batch_output": (scattered,),
+        }
+        | fields
+    )
+
+
+def write_ragged_model(directory: Path, dims: tuple[str | None, ...] = (None,)) -> None:
+    one = helper.make_tensor("ONE", TensorProto.FLOAT, [], [1.0])
+    column = helper.make_tensor("COLUMN", TensorProto.INT64, [2], [-1, 1])
+    nodes = [
+        helper.make_node("Add", ["RAGGED", "ONE"], ["OUT"]),
+        helper.make_node("Reshape", ["ENDS", "COLUMN"], ["LAST"]),
+    ]
+    content = onnx_model(
+        nodes,
+        {"RAGGED": (FLOAT, dims), "ENDS": (FLOAT, ("requests",))},
+        {"OUT": (FLOAT, dims), "LAST": (FLOAT, ("requests", 1))},
+        [one, column],
+    )
+    write_model(directory, content)
+
+
+def test_a_ragged_batch_is_flat_for_the_model_and_divided_for_its_requests(tmp_path: Path) -> None:
+    write_ragged_model(tmp_path)
+    config = ragged_config()
+    first, second = run_batch(
+        instance_of(tmp_path, config),
+        config,
+        {"RAGGED": np.array([[1, 2, 3]], np.float32)},
+        {"RAGGED": np.array([[4]], np.float32)},
+    )
+    assert (first["OUT"].tolist(), first["LAST"].tolist()) == ([[2, 3, 4]], [[3]])
+    assert (second["OUT"].tolist(), second["LAST"].tolist()) == ([[5]], [[4]])
+
+
+def test_a_ragged_input_must_be_flat_in_the_model(tmp_path: Path) -> None:
+    write_ragged_model(tmp_path, ("items", None))
+    with pytest.raises(
+        InferenceError, match=r"shape \[-1\] for ragged input 'RAGGED', model provides \[-1,-1\]"
+    ):
+        instance_of(tmp_path, ragged_config())
+
+
+def test_a_batch_input_must_be_one_of_the_model_s(tmp_path: Path) -> None:
+    write_ragged_model(tmp_path)
+    lost = BatchInput(target_name=("END",), data_type=DataType.TYPE_FP32, source_input=("RAGGED",))
+    config = ragged_config(batch_input=(*ragged_config().batch_input, lost))
+    with pytest.raises(InferenceError, match=r"batch input 'END', but model does not provide .*'ENDS'"):
+        instance_of(tmp_path, config)
 
 
 def test_a_model_that_fails_says_which_and_why(tmp_path: Path) -> None:

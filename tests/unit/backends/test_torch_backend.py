@@ -13,6 +13,8 @@ import torch
 
 from cantata.grammars.model_config import (
     BatchInput,
+    BatchInputKind,
+    BatchOutput,
     DataType,
     ModelConfig,
     ModelInput,
@@ -284,12 +286,6 @@ def test_nothing_is_completed(tmp_path: Path) -> None:
             "its file does not tell them",
         ),
         (
-            config_of(batch_input=(BatchInput(),)),
-            StatusCode.UNSUPPORTED,
-            "unable to load model 'm': ragged batches (allow_ragged_batch, batch_input, batch_output) are not "
-            "supported",
-        ),
-        (
             config_of(data_type=STRING, dims=(4,)),
             StatusCode.INVALID_ARG,
             "model 'm', input 'x': PyTorch has strings only as a list, one for each item of a batch, or with one "
@@ -411,3 +407,20 @@ def test_a_model_runs_on_the_gpu(tmp_path: Path) -> None:
     config = config_of()
     instance = open_instance(tmp_path, config, InstancePlacement("m_0_gpu0", "GPU", 0))
     assert run_batch(instance, config, {"x": ONES})[0]["OUT"].tolist() == [[1, 1]]
+
+
+def test_a_ragged_batch_is_flat_and_has_its_batch_inputs(tmp_path: Path) -> None:
+    script(models.AddDefault(), tmp_path)
+    ragged = ModelInput(name="a", data_type=FP32, dims=(-1,), allow_ragged_batch=True)
+    counts = BatchInput(
+        kind=BatchInputKind.BATCH_ELEMENT_COUNT, target_name=("b",), data_type=FP32, source_input=("a",)
+    )
+    config = config_of(
+        input=(ragged,),
+        batch_input=(counts,),
+        batch_output=(BatchOutput(target_name=("OUT",), source_input=("a",)),),
+    )
+    inputs = ({"a": np.array([[1]], np.float32)}, {"a": np.array([[3]], np.float32)})
+    first, second = run_batch(open_instance(tmp_path, config), config, *inputs)
+    # Each of the two requests has one element, which is added to it.
+    assert (first["OUT"].tolist(), second["OUT"].tolist()) == ([[2]], [[4]])

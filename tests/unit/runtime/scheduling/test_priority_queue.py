@@ -32,11 +32,11 @@ def queue_of(
     queues: list[PriorityQueue],
     level_count: int = 0,
     default_level: int = 0,
-    default: QueuePolicy = QueuePolicy(),
+    default: QueuePolicy | None = None,
     **levels: QueuePolicy,
 ) -> PriorityQueue:
     policies = {int(name.removeprefix("level_")): policy for name, policy in levels.items()}
-    queue = PriorityQueue(level_count, default_level, default, policies)
+    queue = PriorityQueue(level_count, default_level, default or QueuePolicy(), policies)
     queues.append(queue)
     return queue
 
@@ -292,7 +292,7 @@ steps = st.lists(
 def test_batches_are_those_of_a_queue_that_is_sorted_anew_each_time(
     levels: list[QueuePolicy], steps: list[tuple[str, int, int]]
 ) -> None:
-    by_level = {number: policy for number, policy in enumerate(levels, 1)}
+    by_level = dict(enumerate(levels, 1))
     queue = PriorityQueue(3, 2, QueuePolicy(), by_level)
     batcher, naive, now = batcher_of(queue), NaiveQueue(3, 2, by_level), 0
     for step, number, timeout_us in steps:
