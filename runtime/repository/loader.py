@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from cantata.dag.composition import FindModel, check_composition, is_decoupled_ensemble
 from cantata.dag.plan import compile_plan
@@ -25,7 +26,8 @@ from cantata.runtime.backends.backend import (
 from cantata.runtime.backends.catalog import open_backend
 from cantata.runtime.errors import internal_error
 from cantata.runtime.execution.devices import place_instances
-from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.execution.limited_dispatch import LimitedDispatch
+from cantata.runtime.execution.worker_pool import Dispatcher, WorkerPool
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.repository.completion import PreparedModel, problems_error
 from cantata.runtime.repository.model_version import ModelVersion
@@ -54,11 +56,15 @@ class ModelLoader:
         services: ServerServices,
         workers: WorkerPool,
         timer: Timer,
+        limits: LimitedDispatch | None = None,
     ) -> None:
+        """`limits` decides when instances run, where there are limits."""
         self._backend_config = backend_config
         self._services = services
         self._workers = workers
         self._timer = timer
+        self._limits = limits
+        self._dispatcher: Dispatcher = workers if limits is None else limits
         self._lock = threading.Lock()
         self._backends: dict[str, Backend] = {}
 
@@ -88,6 +94,8 @@ class ModelLoader:
         spec = ModelSpec(config, version)
         try:
             scheduler = self._scheduler(prepared, spec)
+            if self._limits is not None:
+                self._limits.add(config, instances)
         except BaseException:
             _close_all(instances, model)
             raise
@@ -99,7 +107,16 @@ class ModelLoader:
             if isinstance(instance, SelfReportingInstance) and instance.has_readiness_hook
         )
         return ModelVersion(
-            config, version, prepared.directory.path, spec, scheduler, model, (), seconds, reporting
+            config,
+            version,
+            prepared.directory.path,
+            spec,
+            scheduler,
+            model,
+            (),
+            seconds,
+            reporting,
+            None if self._limits is None else partial(self._limits.remove, instances),
         )
 
     def _scheduler(self, prepared: PreparedModel, spec: ModelSpec) -> ModelScheduler | SequenceScheduler:
@@ -109,13 +126,13 @@ class ModelLoader:
             return ModelScheduler(
                 spec,
                 _batcher(prepared, spec),
-                self._workers,
+                self._dispatcher,
                 self._timer,
                 preserves_order=batching is not None and batching.preserve_ordering,
             )
         inputs = SequenceInputs(config, prepared.directory.path)
         batcher = sequence_batcher(config.sequence_batching, spec, inputs.prepare)
-        return SequenceScheduler(spec, batcher, inputs, self._workers, self._timer)
+        return SequenceScheduler(spec, batcher, inputs, self._dispatcher, self._timer)
 
     def load_ensemble(
         self, prepared: PreparedModel, version: int, find_composing: FindModel, find_version: FindVersion
