@@ -247,7 +247,8 @@ class SequenceScheduler:
 
     def _reserve(self, lane: int, now_ns: int) -> ScheduledInstance | None:
         """A lane's instance if a batch is ready for it, else None; the caller holds the lock."""
-        if not self._is_idle[lane] or self._instances[lane].is_away:
+        # There are no instances left once this is closed.
+        if not self._instances or not self._is_idle[lane] or self._instances[lane].is_away:
             return None
         ready_ns = self._batcher.ready_at(lane, now_ns)
         if ready_ns == NEVER:
@@ -267,7 +268,6 @@ class SequenceScheduler:
     def _look_at(self, instance: ScheduledInstance, backend_instance: RestartingInstance) -> None:
         """An instance has gone away, and what it knew of its sequences with it, or has come back."""
         now_ns = monotonic_ns()
-        next_instance = None
         with self._lock:
             error = backend_instance.unavailability()
             was_away, instance.is_away = instance.is_away, error is not None
@@ -279,8 +279,7 @@ class SequenceScheduler:
             elif error is not None:
                 text = f"model '{self._spec.model_name}' has no instance that runs until it is restarted: "
                 self.unavailability = unavailable(text + error.message)
-            if self._instances:
-                next_instance = self._reserve(lane, now_ns)
+            next_instance = self._reserve(lane, now_ns)
             dropped = self._batcher.take_dropped()
         self._answer(dropped)
         if next_instance is not None:

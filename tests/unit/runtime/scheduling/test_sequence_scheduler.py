@@ -1,0 +1,259 @@
+"""The driver of sequences: what its batcher decides is carried out, and every accepted request is answered once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cantata.grammars.model_config import ModelSequenceBatching
+from cantata.runtime.errors import InferenceError, StatusCode
+from cantata.runtime.execution.calls import WaitingSender
+from cantata.runtime.execution.execution import Execution
+from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.request import InferenceRequest
+from cantata.runtime.response import InferenceResponse
+from cantata.runtime.scheduling.sequence_inputs import SequenceInputs
+from cantata.runtime.scheduling.sequence_scheduler import SequenceScheduler
+from cantata.runtime.scheduling.sequence_strategies import sequence_batcher
+from cantata.runtime.scheduling.timer import Timer
+from tests.support.instances import BackgroundInstance, InstantInstance, ManualInstance, echo
+from tests.support.sequences import direct, oldest, sequence_config, sequence_request
+
+Instance = InstantInstance | ManualInstance | BackgroundInstance
+LONG_US = 60_000_000
+
+
+class Harness:
+    """Schedulers over given instances, with real threads."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.workers = WorkerPool()
+        self.timer = Timer()
+        self._directory = tmp_path
+        self._schedulers: list[SequenceScheduler] = []
+
+    def scheduler(
+        self, batching: ModelSequenceBatching, *instances: Instance, max_batch_size: int = 4
+    ) -> SequenceScheduler:
+        config = sequence_config(batching, max_batch_size=max_batch_size)
+        spec, inputs = ModelSpec(config, 1), SequenceInputs(config, self._directory)
+        batcher = sequence_batcher(batching, spec, inputs.prepare)
+        scheduler = SequenceScheduler(spec, batcher, inputs, self.workers, self.timer)
+        scheduler.add_instances(instances)
+        self._schedulers.append(scheduler)
+        return scheduler
+
+    def close(self) -> None:
+        for scheduler in self._schedulers:
+            scheduler.close()
+            assert scheduler.in_flight == 0
+        self.timer.close()
+        self.workers.close()
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[Harness]:
+    harness = Harness(tmp_path)
+    yield harness
+    harness.close()
+
+
+def send(scheduler: SequenceScheduler, number: int, id: str, **fields: bool | int) -> InferenceRequest:
+    request = sequence_request(number, id=id, **fields)  # type: ignore[arg-type]
+    request.sender = WaitingSender()
+    scheduler.enqueue(request)
+    return request
+
+
+def answer(request: InferenceRequest) -> InferenceResponse:
+    """The single response to a request."""
+    sender = request.sender
+    assert isinstance(sender, WaitingSender)
+    (response,) = sender.wait()
+    return response
+
+
+def error(request: InferenceRequest) -> tuple[StatusCode, str]:
+    found = answer(request).error
+    assert found is not None
+    return found.code, found.message
+
+
+def lasting(strategy: Callable[..., ModelSequenceBatching], **fields: object) -> ModelSequenceBatching:
+    return strategy(max_sequence_idle_microseconds=LONG_US, **fields)
+
+
+STRATEGIES = [pytest.param(direct, id="direct"), pytest.param(oldest, id="oldest")]
+
+
+def test_rows_of_nobody_run_with_the_others_and_are_not_counted_as_inferences(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(lasting(direct), instance)
+    requests = [send(scheduler, 1, "1a", start=True)]
+    instance.wait_for_batch()
+    requests += [send(scheduler, number, f"{number}a", start=True) for number in (2, 3)]
+    instance.finish()
+    instance.wait_for_batch()
+    instance.finish()
+    for request in requests:
+        assert answer(request).error is None
+    assert instance.batches == [["1a"], ["", "2a", "3a"]]
+    statistics = scheduler.statistics("model", "1")
+    assert (statistics.inference_count, statistics.execution_count) == (3, 2)
+    assert [batch.batch_size for batch in statistics.batch_stats] == [1, 3]
+    assert statistics.inference_stats.success.count == 3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_batch_in_the_background_keeps_its_sequences_back(
+    harness: Harness, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    instance = BackgroundInstance()
+    scheduler = harness.scheduler(lasting(strategy), instance)
+    with harness.workers.collecting() as work:
+        first, second = send(scheduler, 1, "a", start=True), send(scheduler, 1, "b")
+        while not instance.running:
+            work.run_until(lambda: bool(instance.running))
+        assert len(instance.running) == 1
+        echo(instance.running[0])
+        instance.running.pop().finish()
+        work.run_until(lambda: bool(instance.running))
+        echo(instance.running[0])
+        instance.running[0].finish()
+    assert (answer(first).id, answer(second).id) == ("a", "b")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_failing_batch_ends_no_sequence(
+    harness: Harness, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    def fail(execution: Execution) -> None:
+        if execution.requests[-1].id == "bad":
+            raise RuntimeError("broken")
+        echo(execution)
+
+    scheduler = harness.scheduler(lasting(strategy), InstantInstance(fail))
+    bad = send(scheduler, 1, "bad", start=True)
+    assert error(bad) == (StatusCode.INTERNAL, "RuntimeError: broken")
+    assert answer(send(scheduler, 1, "good")).error is None
+    assert scheduler.failures()["BACKEND"] == 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_stopped_scheduler_goes_on_with_its_sequences(
+    harness: Harness, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    scheduler = harness.scheduler(lasting(strategy), InstantInstance())
+    answer(send(scheduler, 1, "a", start=True))
+    scheduler.stop()
+    text = "Server is stopping, scheduler for model has stopped accepting new inference requests"
+    with pytest.raises(InferenceError, match=text):
+        send(scheduler, 2, "b", start=True)
+    assert answer(send(scheduler, 1, "c", end=True)).error is None
+    with pytest.raises(InferenceError, match=text):
+        send(scheduler, 1, "d")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_closing_answers_all_that_waits(
+    harness: Harness, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(lasting(strategy), instance, max_batch_size=1)
+    running = send(scheduler, 1, "a", start=True)
+    instance.wait_for_batch()
+    waiting = [send(scheduler, 1, "b"), send(scheduler, 2, "c", start=True)]
+    assert scheduler.pending() == 2
+    scheduler.close()
+    for request in waiting:
+        assert error(request) == (
+            StatusCode.UNAVAILABLE,
+            f"[request id: {request.id}] Server is stopping",
+        )
+    instance.finish()
+    assert answer(running).error is None
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_wait_for_a_slot_ends_by_itself(
+    harness: Harness, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    scheduler = harness.scheduler(lasting(strategy), InstantInstance(), max_batch_size=1)
+    answer(send(scheduler, 1, "a", start=True))
+    waiting = send(scheduler, 2, "b", start=True, timeout_us=1_000)
+    assert error(waiting) == (
+        StatusCode.UNAVAILABLE,
+        "timeout of the corresponding sequence has been expired",
+    )
+    assert scheduler.failures()["REJECTED"] == 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_idleness_frees_the_slot_for_who_waits(
+    harness: Harness, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    scheduler = harness.scheduler(
+        strategy(max_sequence_idle_microseconds=1_000), InstantInstance(), max_batch_size=1
+    )
+    answer(send(scheduler, 1, "a", start=True))
+    assert answer(send(scheduler, 2, "b", start=True)).error is None
+
+
+def test_a_batch_that_waits_for_more_runs_when_the_delay_is_over(harness: Harness) -> None:
+    instance = InstantInstance()
+    scheduler = harness.scheduler(lasting(direct, delay_us=2_000, utilization=1.0), instance)
+    requests = [send(scheduler, number, str(number), start=True) for number in (1, 2)]
+    for request in requests:
+        answer(request)
+    assert instance.batches == [["1", "2"]]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_cancelled_sequences_are_answered_when_their_turn_comes(
+    harness: Harness, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(lasting(strategy), instance)
+    running = send(scheduler, 1, "a", start=True)
+    instance.wait_for_batch()
+    cancelled = [send(scheduler, 2, "b", start=True), send(scheduler, 2, "c")]
+    cancelled[0].cancellation.cancel()
+    instance.finish()
+    answer(running)
+    for request in cancelled:
+        assert error(request) == (StatusCode.CANCELLED, "")
+    assert scheduler.failures()["CANCELED"] == 2
+
+
+def test_answers_may_keep_the_order_of_their_turns(harness: Harness) -> None:
+    instances = BackgroundInstance()
+    batching = ModelSequenceBatching.model_validate(
+        {
+            "max_sequence_idle_microseconds": LONG_US,
+            "oldest": {"preserve_ordering": True, "max_candidate_sequences": 2, "preferred_batch_size": [1]},
+        }
+    )
+    scheduler = harness.scheduler(batching, instances, max_batch_size=1)
+    answered: list[str] = []
+
+    class Noting(WaitingSender):
+        def send(self, response: InferenceResponse | None, final: bool) -> None:
+            assert response is not None
+            answered.append(response.id)
+
+    with harness.workers.collecting() as work:
+        for number, id in ((1, "first"), (2, "second")):
+            request = sequence_request(number, id=id, start=True)
+            request.sender = Noting()
+            scheduler.enqueue(request)
+            work.run_until(lambda: False)
+        first, second = instances.running
+        echo(second)
+        second.finish()
+        assert answered == []
+        echo(first)
+        first.finish()
+    assert answered == ["first", "second"]
