@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, internal_error, invalid_argument, unavailable
+from cantata.runtime.execution.limited_dispatch import LimitedDispatch
+from cantata.runtime.execution.rate_limiter import RateLimitMode
 from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.observe.custom_metrics import CustomMetrics
 from cantata.runtime.observe.snapshots import ModelFigures, ModelStatistics
 from cantata.runtime.observe.trace import Tracer
 from cantata.runtime.options import ServerOptions
@@ -30,6 +34,7 @@ _log = logging.getLogger("cantata.server")
 # What clients may rely on beyond the core protocol, in the order of the reference, section 3.
 EXTENSIONS = (
     "classification",
+    "sequence",
     "model_repository",
     "model_repository(unload_dependents)",
     "model_configuration",
@@ -60,9 +65,13 @@ class Server:
         self.workers = WorkerPool()
         self.tracer = Tracer(options.trace)
         self.shared_memory = SharedMemory(options.allow_client_shm)
+        # What models count by themselves.
+        self.custom_metrics = CustomMetrics()
         self._timer = Timer()
         self._registry = Registry()
-        self._loader = ModelLoader(options.backend_config, _Services(self), self.workers, self._timer)
+        self._loader = ModelLoader(
+            options.backend_config, _Services(self), self.workers, self._timer, self._limits()
+        )
         self._repository = ModelRepository(
             options.model_repository,
             self._loader,
@@ -77,6 +86,11 @@ class Server:
         self._is_exiting = False
         self._close_lock = threading.Lock()
         self._is_closed = False
+
+    def _limits(self) -> LimitedDispatch | None:
+        if self.options.rate_limit is RateLimitMode.OFF:
+            return None
+        return LimitedDispatch(self.workers, self.options.rate_limit_resource)
 
     def start(self) -> None:
         """Load every model, and serve.
@@ -128,9 +142,13 @@ class Server:
 
         Every answer to an accepted request goes through its sender, on whichever thread has it.
         """
+        self.check_serving()
+        self.submit_within(request)
+
+    def check_serving(self) -> None:
+        """Raise InferenceError unless the server has started, and has not begun to stop."""
         if self._is_exiting or not self._is_started:
             raise unavailable("Server not ready")
-        self.submit_within(request)
 
     def submit_within(self, request: InferenceRequest) -> None:
         """Accept a request that an accepted request makes: as `submit`, and also while the server is exiting."""
@@ -143,9 +161,12 @@ class Server:
                 raise
             self._registry.find(request.model_name, request.model_version).accept(request)
 
-    def load_model(self, name: str) -> None:
-        """Load or reload a model; raises InferenceError when that is not allowed, or fails."""
-        self._repository.load(name)
+    def load_model(self, name: str, parameters: Mapping[str, str | bytes] | None = None) -> None:
+        """Load or reload a model; raises InferenceError when that is not allowed, or fails.
+
+        `parameters` may hold a `config` (JSON) and `file:<path>`s in place of what the repository holds.
+        """
+        self._repository.load(name, parameters or {})
 
     def unload_model(self, name: str, unload_dependents: bool = False) -> None:
         """Stop serving a model; returns when that has begun. Raises InferenceError when it is not allowed."""
@@ -169,21 +190,35 @@ class Server:
         return not self._is_exiting
 
     def is_ready(self) -> bool:
-        """Whether requests can be served: with strict readiness, by every model that was found."""
+        """Whether requests can be served: with strict readiness, by every model that was found.
+
+        See `asks_for_readiness` on how long it takes.
+        """
         if not self._is_started or self._is_exiting:
             return False
         if not self.options.strict_readiness:
             return True
-        return self._registry.is_every_model_ready()
+        return self._registry.is_every_model_ready() and all(
+            version.says_ready() for version in self._registry.all_versions() if version.is_ready
+        )
 
     def is_model_ready(self, name: str, version: int = -1) -> bool:
-        """Whether a version is READY; raises InferenceError for a model or version that does not exist."""
+        """Whether a version can serve; raises InferenceError for a model or version that does not exist.
+
+        See `asks_for_readiness` on how long it takes.
+        """
         try:
-            return self._registry.find(name, version).can_serve
+            found = self._registry.find(name, version)
         except InferenceError as error:
             if error.code is StatusCode.UNAVAILABLE:
                 return False
             raise
+        return found.can_serve and found.says_ready()
+
+    @property
+    def asks_for_readiness(self) -> bool:
+        """Whether `is_ready` and `is_model_ready` ask code of models, which may take seconds."""
+        return any(version.must_be_asked for version in self._registry.all_versions())
 
     def metadata(self) -> ServerMetadata:
         """The server's own name, version and extensions."""
@@ -246,3 +281,21 @@ class _Services:
 
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         return self._server.model(model_name, model_version).is_decoupled
+
+    def is_model_ready(self, model_name: str, model_version: int) -> bool:
+        try:
+            return self._server.is_model_ready(model_name, model_version)
+        except InferenceError:
+            return False
+
+    def load_model(self, model_name: str) -> None:
+        self._server.check_serving()
+        self._server.load_model(model_name)
+
+    def unload_model(self, model_name: str, unload_dependents: bool) -> None:
+        self._server.check_serving()
+        self._server.unload_model(model_name, unload_dependents)
+
+    @property
+    def custom_metrics(self) -> CustomMetrics:
+        return self._server.custom_metrics

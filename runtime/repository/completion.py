@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cantata.dag.checks import check_ensemble
 from cantata.grammars.model_config import ModelConfig
 from cantata.grammars.problems import Positions, Problem
-from cantata.grammars.reading import read_model_config
+from cantata.grammars.reading import read_model_config, read_model_config_json
 from cantata.grammars.rules import normalize_model_config, validate_model_config
 from cantata.runtime.backends.backend import Backend, ModelFiles
 from cantata.runtime.backends.catalog import (
@@ -89,9 +89,13 @@ def prepare_model(
     directory: ModelDirectory, open_backend: OpenBackend, completing: Completing
 ) -> PreparedModel:
     """Read and complete a model's configuration. `open_backend` is asked for the backend that completes it."""
-    parsed = read_model_config(directory.config_text or "", str(directory.config_path))
+    if directory.config_json is not None:
+        parsed = read_model_config_json(directory.config_json)
+    else:
+        parsed = read_model_config(directory.config_text or "", str(directory.config_path))
     positions = parsed.positions
-    if directory.config_text is None and completing is Completing.NEVER:
+    has_config = directory.config_json is not None or directory.config_text is not None
+    if not has_config and completing is Completing.NEVER:
         return PreparedModel(
             directory,
             ModelConfig(name=directory.name),

@@ -21,6 +21,7 @@ from cantata.runtime.repository.control import ModelControlMode
 from cantata.runtime.repository.load_set import LoadSet
 from cantata.runtime.repository.loader import ModelLoader
 from cantata.runtime.repository.model_version import ModelState
+from cantata.runtime.repository.override import OverrideDirectories, read_load_parameters
 from cantata.runtime.repository.registry import FailedVersion, ModelEntry, Registry
 from cantata.runtime.repository.retirement import Retirement
 from cantata.runtime.repository.source import ModelDirectory, RepositoryContents, scan_repositories
@@ -65,6 +66,7 @@ class ModelRepository:
         self._thread_count = thread_count
         self._lock = threading.Lock()
         self._retirement = Retirement()
+        self._overrides = OverrideDirectories()
         self._known: dict[str, _Known] = {}
 
     def load_startup_models(self, names: Sequence[str]) -> None:
@@ -87,20 +89,25 @@ class ModelRepository:
                     self._note_failure(name, _DUPLICATED)
             self._change(prepared, wanted, ())
 
-    def load(self, name: str) -> None:
+    def load(self, name: str, parameters: Mapping[str, str | bytes]) -> None:
         """Load or reload a model, and the models that it needs, from disk; one that is unchanged stays as it is.
 
-        Raises InferenceError when loading is not under explicit control, or fails; then what served goes on serving.
+        `parameters` may put something in the place of what is on disk, for this load alone. Raises InferenceError when
+        loading is not under explicit control, or fails; then what served goes on serving.
         """
         self._require_explicit()
         _check_name(name)
+        override = read_load_parameters(parameters)
         with self._lock:
             contents = self._scan()
             directory = contents.models.get(name)
+            if override is not None:
+                directory = self._overrides.overridden(name, directory, override)
             if directory is None:
                 raise internal_error(f"failed to load '{name}', failed to poll from model repository")
             prepared = self._with_composing(self._prepare_all([directory]), contents)
             self._change([model for model in prepared if self._is_due(model)], {name}, ())
+            self._overrides.remove_unused(self._directories_in_use())
             failures = self._registry.entry(name).failures
             if failures:
                 raise _load_error(name, failures)
@@ -137,6 +144,7 @@ class ModelRepository:
             all_ended = self._retirement.close_all(versions, deadline_ns)
             self._registry.refresh()
             self._loader.close()
+            self._overrides.close()
             return all_ended
 
     def _change(
@@ -221,6 +229,14 @@ class ModelRepository:
                     found[name] = self._prepare(contents.models[name])
                     waiting.append(found[name])
         return list(found.values())
+
+    def _directories_in_use(self) -> set[Path]:
+        serving = {
+            version.directory
+            for version in self._registry.all_versions()
+            if version.state is not ModelState.UNAVAILABLE
+        }
+        return serving | {known.prepared.directory.path for known in self._known.values()}
 
     def _is_changed(self, directory: ModelDirectory) -> bool:
         known = self._known.get(directory.name)

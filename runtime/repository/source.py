@@ -24,7 +24,8 @@ _OTHER_DIRECTORIES = frozenset({"configs", "initial_state", "warmup"})
 class ModelDirectory:
     """One model on disk. `config_text` is None where there is no config.pbtxt; `versions` ascend.
 
-    `fingerprint` changes with any file below the directory: its name, size or time of change.
+    `fingerprint` changes with any file below the directory: its name, size or time of change. `config_json` takes
+    the place of `config_text` where a load was given a configuration.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelDirectory:
     config_text: str | None
     versions: tuple[int, ...]
     fingerprint: frozenset[tuple[str, int, int]]
+    config_json: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,9 +196,8 @@ def test_the_index_of_a_named_repository_is_refused(channel: grpc.Channel) -> No
             "INVALID_ARGUMENT",
             "invalid value type for load parameter 'file:1/m', expected bytes_param.",
         ),
-        ("config", {"string_param": "{}"}, "UNIMPLEMENTED", "load parameter 'config' is not supported"),
     ],
-    ids=["unknown", "config type", "file type", "unsupported"],
+    ids=["unknown", "config type", "file type"],
 )
 def test_parameters_of_a_load_are_refused(
     channel: grpc.Channel, name: str, value: dict[str, Any], code: str, text: str

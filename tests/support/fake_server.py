@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,7 +182,7 @@ class FakeServer:
             if name in ("", model.name) and version in (-1, model.version)
         ]
 
-    def load_model(self, name: str) -> None:
+    def load_model(self, name: str, parameters: Mapping[str, str | bytes] | None = None) -> None:
         self._control("load", name)
 
     def unload_model(self, name: str, unload_dependents: bool = False) -> None:

@@ -18,6 +18,7 @@ from cantata.runtime.frontends.grpc.infer_request import parse_model_version
 from cantata.runtime.frontends.grpc.unary import Handler
 from cantata.runtime.model_spec import TensorSpec
 from cantata.runtime.observe.snapshots import ModelStatistics
+from cantata.runtime.repository.override import CONFIG_PARAMETER, FILE_PARAMETER_PREFIX
 from cantata.runtime.server import Server
 
 PREFIX = "/inference.GRPCInferenceService/"
@@ -102,9 +103,8 @@ class ServerService:
 
     def _load_model(self, request: messages.RepositoryModelLoadRequest) -> Message:
         _check_no_repository_name(request.repository_name)
-        for name, parameter in request.parameters.items():
-            _refuse_load_parameter(name, parameter.WhichOneof("parameter_choice"))
-        self._server.load_model(request.model_name)
+        parameters = {name: _load_parameter(name, value) for name, value in request.parameters.items()}
+        self._server.load_model(request.model_name, parameters)
         return messages.RepositoryModelLoadResponse()
 
     def _unload_model(self, request: messages.RepositoryModelUnloadRequest) -> Message:
@@ -130,14 +130,15 @@ def _check_no_repository_name(name: str) -> None:
         raise unsupported("'repository_name' specification is not supported")
 
 
-def _refuse_load_parameter(name: str, choice: str | None) -> None:
-    """Raise InferenceError: no parameter of a load is supported, and those of the protocol have types."""
-    if name != "config" and not name.startswith("file:"):
+def _load_parameter(name: str, parameter: messages.ModelRepositoryParameter) -> str | bytes:
+    choice = parameter.WhichOneof("parameter_choice")
+    if name != CONFIG_PARAMETER and not name.startswith(FILE_PARAMETER_PREFIX):
         raise invalid_argument(f"unrecognized load parameter '{name}'.")
-    expected = "string_param" if name == "config" else "bytes_param"
+    expected = "string_param" if name == CONFIG_PARAMETER else "bytes_param"
     if choice != expected:
         raise invalid_argument(f"invalid value type for load parameter '{name}', expected {expected}.")
-    raise unsupported(f"load parameter '{name}' is not supported")
+    value: str | bytes = getattr(parameter, expected)
+    return value
 
 
 def _tensor_metadata(spec: TensorSpec) -> Any:

@@ -7,6 +7,7 @@ loop; what they tell comes from the server's facade.
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,13 +28,14 @@ from cantata.runtime.frontends.http.documents import (
 )
 from cantata.runtime.frontends.http.errors import checked_version, error_body, status_of
 from cantata.runtime.frontends.http.generate import GenerateEndpoints
-from cantata.runtime.frontends.http.json_members import boolean, parse_json
+from cantata.runtime.frontends.http.json_members import boolean, parse_json, string
 from cantata.runtime.frontends.http.memory_endpoints import MemoryEndpoints
 from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.http.replies import empty, json_reply
 from cantata.runtime.frontends.http.restriction import Restrictions
 from cantata.runtime.frontends.http.settings_endpoints import SettingsEndpoints
 from cantata.runtime.observe.metrics import METRICS_CONTENT_TYPE
+from cantata.runtime.repository.override import CONFIG_PARAMETER, FILE_PARAMETER_PREFIX
 
 if TYPE_CHECKING:
     from cantata.runtime.server import Server
@@ -192,11 +194,9 @@ class _Endpoints:
         return json_reply(orjson.dumps([index_document(entry) for entry in entries]))
 
     async def load(self, request: Request) -> Response:
-        for key in await _body_parameters(request):
-            if key == "config" or key.startswith("file:"):
-                raise unsupported(f"load parameter '{key}' is not supported")
-            raise internal_error("unexpected error on creating Triton parameter")
-        await asyncio.to_thread(self._server.load_model, request.path_params["model"])
+        given = await _body_parameters(request)
+        parameters = {key: _load_parameter(key, value) for key, value in given.items()}
+        await asyncio.to_thread(self._server.load_model, request.path_params["model"], parameters)
         return empty(200)
 
     async def unload(self, request: Request) -> Response:
@@ -225,6 +225,17 @@ async def _body_parameters(request: Request) -> dict[str, object]:
     if not isinstance(parameters, dict):
         raise invalid_argument("Unable to parse 'parameters': attempt to access JSON non-object as object")
     return parameters
+
+
+def _load_parameter(key: str, value: object) -> str | bytes:
+    if key == CONFIG_PARAMETER:
+        return string(value, key)
+    if not key.startswith(FILE_PARAMETER_PREFIX):
+        raise internal_error("unexpected error on creating Triton parameter")
+    try:
+        return base64.b64decode(string(value, key), validate=True)
+    except ValueError:
+        raise invalid_argument(f"Unable to parse '{key}': its value is not base64") from None
 
 
 def _error(status: int, message: str) -> Response:
