@@ -112,7 +112,7 @@ class CustomMetrics:
             family = self._family(family_number)
             series = family.series.get(key)
             if series is None:
-                series = family.series[key] = _Series(tuple(bounds))
+                series = family.series[key] = _Series(tuple(map(float, bounds)))
             series.users += 1
             number = next(self._numbers)
             self._open_metrics[number] = (family_number, key)

@@ -14,16 +14,20 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("cantata", "grammars", "dag", "runtime", "bls")
+# What a model.py imports, beside the packages.
+PB_UTILS = "triton_python_backend_utils.py"
 INSTALLED_SUFFIXES = {".py", ".pyi", ".lark", ".proto", ".binpb", ".typed"}
 
 # One model through everything: configuration, ensemble, model.py, both ways in.
 PROGRAM = """
 import sys
 import cantata
+import triton_python_backend_utils as pb_utils
 from cantata import Server
 from cantata.runtime.cli import main
 
 assert cantata.__file__.startswith(sys.argv[1]), cantata.__file__
+assert pb_utils.TritonError("no").message() == "no" and pb_utils.__file__.startswith(sys.argv[1]), pb_utils
 with Server(sys.argv[2]) as server:
     answer = server.infer("double", {"A": [[1, 2, 3, 4]], "B": [[5, 6, 7, 8]]})
 assert answer["TWICE_B"].tolist() == [[10, 12, 14, 16]]
@@ -37,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The build writes into its source tree: it gets one of its own.
     source = folder / "source"
     source.mkdir()
-    for name in (*FOLDERS, "pyproject.toml", "README.md", "LICENSE"):
+    for name in (*FOLDERS, PB_UTILS, "pyproject.toml", "README.md", "LICENSE"):
         (source / name).symlink_to(ROOT / name)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source]
     run = subprocess.run(command, capture_output=True, text=True, timeout=110)
@@ -53,6 +57,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
         for path in (ROOT / folder).rglob("*")
         if path.suffix in INSTALLED_SUFFIXES
     }
+    expected.add(PB_UTILS)
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == expected
