@@ -64,6 +64,7 @@ class AsyncAnswering:
     async def _answer_stack(self, requests: Sequence[InferenceRequest]) -> list[InferenceResponse]:
         stack = Stack(requests, self._answers)
         current_scope.set(Scope(Request(InferenceRequest()), _CALLER))
+        fans_out.set(False)
         try:
             return stack.responses_of(await self._function(**stack.inputs))
         except BaseException as error:

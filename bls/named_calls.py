@@ -145,17 +145,17 @@ def _call(
     parameters: Mapping[str, ParameterValue] | None,
     sequence: Sequence | _Inherited | None,
 ) -> Call:
-    request = here.request
-    tensors = [given_tensor(name, value) for name, value in inputs.items()]
-    tensors += [given_tensor(name, value) for name, value in named_inputs.items()]
-    inherited = request.parameters
+    tensors = [given_tensor(name, value) for name, value in named_inputs.items()]
+    if inputs:
+        tensors += [given_tensor(name, value) for name, value in inputs.items()]
+    inherited = here.request.inherited()
     return Call(
         model,
         tensors,
         version,
         outputs,
-        request.id,
-        request.priority if priority is None else priority,
-        inherited if parameters is None else {**inherited, **parameters},
-        request.sequence if isinstance(sequence, _Inherited) else sequence,
+        inherited.id,
+        inherited.priority if priority is None else priority,
+        inherited.parameters if parameters is None else {**inherited.parameters, **parameters},
+        inherited.sequence if isinstance(sequence, _Inherited) else sequence,
     )

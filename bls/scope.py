@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from cantata.bls.named_tensors import Tensors
 from cantata.runtime.clock import monotonic_ns
@@ -35,14 +35,24 @@ class Sequence:
         return SEQUENCE_START * self.start | SEQUENCE_END * self.end
 
 
+class Inherited(NamedTuple):
+    """What the calls that are made for a request take over from it."""
+
+    id: str
+    priority: int
+    parameters: Mapping[str, ParameterValue]
+    sequence: Sequence | None
+
+
 class Request:
     """The request that is being answered. Its calls inherit all of it, and its cancellation and deadline."""
 
-    __slots__ = ("_parameters", "_request")
+    __slots__ = ("_inherited", "_parameters", "_request")
 
     def __init__(self, request: InferenceRequest) -> None:
         self._request = request
         self._parameters: dict[str, ParameterValue] | None = None
+        self._inherited: Inherited | None = None
 
     @property
     def id(self) -> str:
@@ -73,6 +83,13 @@ class Request:
     def requested_outputs(self) -> list[str]:
         """The outputs that the client asked for."""
         return self._request.requested_output_names()
+
+    def inherited(self) -> Inherited:
+        """What calls carry on."""
+        inherited = self._inherited
+        if inherited is None:
+            inherited = self._inherited = Inherited(self.id, self.priority, self.parameters, self.sequence)
+        return inherited
 
     @property
     def seconds_left(self) -> float | None:

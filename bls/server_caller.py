@@ -77,7 +77,7 @@ def request_of(call: Call) -> InferenceRequest:
         model_name=call.model,
         model_version=call.version,
         flags=0 if sequence is None else sequence.flags,
-        parameters=dict(call.parameters) or None,
+        parameters=dict(call.parameters) if call.parameters else None,
         priority=call.priority,
     )
 
