@@ -11,10 +11,11 @@ from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
 from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.execution.execution import Execution
 from cantata.runtime.execution.worker_pool import WorkerPool
-from cantata.runtime.request import InferenceRequest
+from cantata.runtime.request import Cancellation, InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.dynamic_batcher import DynamicBatcher
 from cantata.runtime.scheduling.model_scheduler import ModelScheduler
+from cantata.runtime.scheduling.priority_queue import PriorityQueue, QueuePolicy
 from cantata.runtime.scheduling.timer import Timer
 from tests.support.instances import BackgroundInstance, InstantInstance, ManualInstance, echo
 from tests.support.requests import identity_spec, tensor
@@ -30,9 +31,18 @@ class Harness:
         self.timer = Timer()
         self.schedulers: list[ModelScheduler] = []
 
-    def scheduler(self, *instances: Instance, delay_us: int = 0) -> ModelScheduler:
-        spec = identity_spec(max_batch_size=8, dims=(4,))
-        scheduler = ModelScheduler(spec, DynamicBatcher(spec, (), delay_us), self.workers, self.timer)
+    def scheduler(
+        self,
+        *instances: Instance,
+        delay_us: int = 0,
+        policy: QueuePolicy | None = None,
+        preserves_order: bool = False,
+        max_batch_size: int = 8,
+    ) -> ModelScheduler:
+        spec = identity_spec(max_batch_size=max_batch_size, dims=(4,))
+        priorities = None if policy is None else PriorityQueue(0, 0, policy, {})
+        batcher = DynamicBatcher(spec, (), delay_us, priorities=priorities)
+        scheduler = ModelScheduler(spec, batcher, self.workers, self.timer, preserves_order=preserves_order)
         scheduler.add_instances(instances)
         self.schedulers.append(scheduler)
         return scheduler
@@ -304,3 +314,137 @@ def test_a_model_that_turns_slow_is_handed_to_workers_again(harness: Harness) ->
     answer(slow)
     here = threading.current_thread().name
     assert [thread == here for thread in instance.threads[-2:]] == [True, False]
+
+
+def test_a_queued_request_that_is_cancelled_is_answered_at_once(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance)
+    harness.enqueue(scheduler, "running")
+    instance.wait_for_batch()
+    cancelled, other = harness.enqueue(scheduler, "cancelled", "other")
+    cancelled.cancellation.cancel()
+    # The instance is still busy with the first.
+    assert error(cancelled) == (StatusCode.CANCELLED, "")
+    assert scheduler.pending() == 1
+    instance.finish()
+    instance.finish()
+    assert answer(other).id == "other"
+    assert instance.batches == [["running"], ["other"]]
+    assert scheduler.failures()["CANCELED"] == 1
+
+
+def test_all_queued_requests_that_share_a_cancellation_leave(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance)
+    harness.enqueue(scheduler, "running")
+    instance.wait_for_batch()
+    cancellation = Cancellation()
+    requests = [harness.request(str(index)) for index in range(3)]
+    for request in requests:
+        request.cancellation = cancellation
+        scheduler.enqueue(request)
+    cancellation.cancel()
+    assert [error(request)[0] for request in requests] == [StatusCode.CANCELLED] * 3
+    assert scheduler.pending() == 0
+    instance.finish()
+    assert scheduler.wait_until_idle(10)
+
+
+def test_a_request_that_was_cancelled_before_it_came_does_not_run(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance)
+    harness.enqueue(scheduler, "running")
+    instance.wait_for_batch()
+    request = harness.request("late")
+    request.cancellation.cancel()
+    scheduler.enqueue(request)
+    assert error(request)[0] is StatusCode.CANCELLED
+    instance.finish()
+    assert scheduler.wait_until_idle(10)
+    assert instance.batches == [["running"]]
+
+
+def test_what_ran_is_forgotten_by_its_cancellation(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance)
+    harness.enqueue(scheduler, "running")
+    instance.wait_for_batch()
+    (queued,) = harness.enqueue(scheduler, "queued")
+    instance.finish()
+    instance.finish()
+    assert answer(queued).id == "queued"
+    queued.cancellation.cancel()
+    assert scheduler.wait_until_idle(10)
+    assert scheduler.failures()["CANCELED"] == 0
+
+
+def test_a_request_past_its_timeout_is_answered_while_the_instance_is_busy(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance, policy=QueuePolicy(timeout_ns=60 * 10**9, allows_override=True))
+    harness.enqueue(scheduler, "running")
+    instance.wait_for_batch()
+    late = harness.request("late")
+    late.timeout_us = 1000
+    scheduler.enqueue(late)
+    assert error(late) == (StatusCode.UNAVAILABLE, "Request timeout expired")
+    assert scheduler.failures()["REJECTED"] == 1
+    instance.finish()
+    assert scheduler.wait_until_idle(10)
+    assert instance.batches == [["running"]]
+
+
+def test_a_delayed_request_runs_after_its_timeout(harness: Harness) -> None:
+    instance = ManualInstance()
+    policy = QueuePolicy(timeout_ns=1_000_000, delays=True)
+    scheduler = harness.scheduler(instance, policy=policy)
+    harness.enqueue(scheduler, "running")
+    instance.wait_for_batch()
+    (late,) = harness.enqueue(scheduler, "late")
+    harness.timer.call_at(late.queued_ns + 2_000_000, instance.finish)
+    instance.finish()
+    assert answer(late).id == "late"
+
+
+def test_a_full_queue_refuses_at_once_and_counts_no_failure(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance, policy=QueuePolicy(max_size=2))
+    harness.enqueue(scheduler, "running")
+    instance.wait_for_batch()
+    harness.enqueue(scheduler, "b", "c")
+    with pytest.raises(InferenceError, match=r"\[request id: d\] Exceeds maximum queue size") as refused:
+        scheduler.enqueue(harness.request("d"))
+    assert refused.value.code is StatusCode.UNAVAILABLE
+    assert sum(scheduler.failures().values()) == 0
+    instance.finish()
+    instance.finish()
+    assert scheduler.wait_until_idle(10)
+
+
+def test_responses_keep_the_order_of_their_requests(harness: Harness) -> None:
+    instances = [ManualInstance(), ManualInstance()]
+    scheduler = harness.scheduler(*instances, preserves_order=True, max_batch_size=1)
+    order: list[str] = []
+
+    class Recorder(WaitingSender):
+        __slots__ = ()
+
+        def send(self, response: InferenceResponse | None, final: bool) -> None:
+            assert response is not None
+            order.append(response.id)
+            super().send(response, final)
+
+    senders = []
+    for id in ("first", "second", "third"):
+        request = harness.request(id)
+        request.sender = Recorder()
+        senders.append(request.sender)
+        scheduler.enqueue(request)
+    running = {instance.wait_for_batch().requests[0].id: instance for instance in instances}
+    running["second"].finish()
+    running["second"].wait_for_batch()
+    running["second"].finish()
+    assert order == []
+    running["first"].finish()
+    for sender in senders:
+        sender.wait()
+    assert order == ["first", "second", "third"]
