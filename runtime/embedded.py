@@ -250,6 +250,7 @@ class _StreamSender:
             self._changed.wait_for(
                 lambda: (
                     len(self._responses) < _STREAM_BUFFER
+                    or self._is_ended
                     or (request is not None and request.cancellation.is_cancelled)
                 )
             )
