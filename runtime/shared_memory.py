@@ -183,29 +183,34 @@ class RegionLease:
     def __init__(self, memory: SharedMemory) -> None:
         self._memory = memory
         self._taken: list[_Region] = []
-        self._outputs: dict[str, memoryview] = {}
+        self._outputs: dict[str, tuple[_Region, int, int]] = {}
 
     def input(self, region_name: str, offset: int, byte_size: int) -> memoryview:
         """The bytes of an input, read-only. Raises InferenceError."""
-        return self._view(region_name, offset, byte_size).toreadonly()
+        return self._take(region_name).view(offset, byte_size).toreadonly()
 
     def place_output(self, output_name: str, region_name: str, offset: int, byte_size: int) -> None:
         """Have an output written there. Raises InferenceError."""
-        self._outputs[output_name] = self._view(region_name, offset, byte_size)
+        region = self._take(region_name)
+        region.view(offset, byte_size)
+        self._outputs[output_name] = (region, offset, byte_size)
 
     def holds_output(self, name: str) -> bool:
         """Whether an output is to be written to a region."""
         return name in self._outputs
 
     def write_output(self, name: str, tensor: Tensor) -> None:
-        """Write an output where `place_output` said. Raises InferenceError (INTERNAL) where it has no room."""
-        place, raw = self._outputs[name], tensor.raw_bytes()
+        """Write an output where `place_output` said. Raises InferenceError where it has no room, any more or at all."""
+        region, offset, room = self._outputs[name]
+        raw = tensor.raw_bytes()
         size = len(raw)
-        if size > len(place):
+        if size > room:
             raise internal_error(
-                f"shared memory size specified with the request for output '{name}' ({len(place)} bytes) should be "
+                f"shared memory size specified with the request for output '{name}' ({room} bytes) should be "
                 f"at least {size} bytes to hold the results"
             )
+        # Looked at again: the model may have taken long.
+        place = region.view(offset, room)
         # numpy copies without the interpreter's lock.
         np.frombuffer(place, np.uint8)[:size] = np.frombuffer(raw, np.uint8)
 
@@ -215,10 +220,10 @@ class RegionLease:
         while self._taken:
             self._memory.give_back(self._taken.pop())
 
-    def _view(self, region_name: str, offset: int, byte_size: int) -> memoryview:
+    def _take(self, region_name: str) -> _Region:
         region = self._memory.take(region_name)
         self._taken.append(region)
-        return region.view(offset, byte_size)
+        return region
 
 
 def _check_key(name: str, key: str) -> None:

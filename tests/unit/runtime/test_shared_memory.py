@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory as Segment
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cantata.runtime.datatypes import DataType
 from cantata.runtime.errors import InferenceError, StatusCode
@@ -121,6 +124,46 @@ def test_memory_that_its_owner_took_away_is_not_touched(memory: SharedMemory, se
         "Invalid offset + byte size for shared memory region: 'r'",
     )
     lease.release()
+
+
+def test_an_output_is_not_written_to_memory_that_was_taken_away_meanwhile(
+    memory: SharedMemory, segment: Segment
+) -> None:
+    memory.register("r", segment.name, 0, 64)
+    lease = RegionLease(memory)
+    lease.place_output("OUT", "r", 60, 4)
+    os.truncate(f"/dev/shm/{segment.name}", 16)
+    assert refusal(lambda: lease.write_output("OUT", four_bytes(1)))[0] is StatusCode.INVALID_ARG
+    lease.release()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    name=st.text(max_size=8),
+    key=st.text(max_size=8) | st.sampled_from(["/", "..", "a/b", "SEGMENT", "/SEGMENT"]),
+    offset=st.integers(0, 2**64 - 1) | st.integers(0, 65),
+    byte_size=st.integers(0, 2**64 - 1) | st.integers(0, 65),
+    at=st.integers(0, 2**64 - 1) | st.integers(0, 65),
+    size=st.integers(0, 2**64 - 1) | st.integers(0, 65),
+)
+def test_whatever_is_registered_and_used_is_within_bounds_or_refused(
+    name: str, key: str, offset: int, byte_size: int, at: int, size: int
+) -> None:
+    memory = SharedMemory(allows_clients=True)
+    segment = Segment(create=True, size=64)
+    lease = RegionLease(memory)
+    try:
+        with suppress(InferenceError):
+            memory.register(name, key.replace("SEGMENT", segment.name), offset, byte_size)
+            assert offset + byte_size <= 64
+            assert len(lease.input(name, at, size)) == size
+            assert at + size <= byte_size
+    finally:
+        lease.release()
+        memory.unregister_all()
+        segment.close()
+        segment.unlink()
+    assert memory.status() == []
 
 
 @pytest.mark.parametrize(
