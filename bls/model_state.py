@@ -22,18 +22,20 @@ def is_model_ready(model_name: str, model_version: str = "") -> bool:
 
 
 def load_model(model_name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:
-    """Load or reload a model from its repository and wait until it serves.
+    """Load or reload a model and wait until it serves.
 
-    Only under explicit model control, and only while the calling model serves.
+    Only under explicit model control, and only while the calling model serves. `config` is a configuration as JSON,
+    and `files` are the model's own, by "file:" and their path in its directory: both take the place of what the
+    repository holds, for this load alone.
     """
     services = _controlling()
-    if config or files:
-        raise TritonModelException(
-            f"failed to load '{model_name}': this server loads models from their repository only, without "
-            "a 'config' or 'files' in place of what is there"
-        )
+    parameters: dict[str, str | bytes] = {
+        str(path): bytes(content) for path, content in (files or {}).items()
+    }
+    if config:
+        parameters["config"] = str(config)
     try:
-        services.load_model(model_name)
+        services.load_model(model_name, parameters)
     except InferenceError as error:
         raise TritonModelException(error.message) from None
 

@@ -259,8 +259,8 @@ class _Services:
     def is_model_ready(self, model_name: str, model_version: int) -> bool:
         return self.server.is_model_ready(model_name, model_version)
 
-    def load_model(self, model_name: str) -> None:
-        self.server.load_model(model_name)
+    def load_model(self, model_name: str, parameters: Mapping[str, str | bytes]) -> None:
+        self.server.load_model(model_name, parameters)
 
     def unload_model(self, model_name: str, unload_dependents: bool) -> None:
         self.server.unload_model(model_name, unload_dependents)

@@ -288,9 +288,9 @@ class _Services:
         except InferenceError:
             return False
 
-    def load_model(self, model_name: str) -> None:
+    def load_model(self, model_name: str, parameters: Mapping[str, str | bytes]) -> None:
         self._server.check_serving()
-        self._server.load_model(model_name)
+        self._server.load_model(model_name, parameters)
 
     def unload_model(self, model_name: str, unload_dependents: bool) -> None:
         self._server.check_serving()

@@ -7,7 +7,7 @@ all others go over the events channel.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,8 +76,8 @@ class ChildServices:
         answer: bool = self.ask(messages.IS_MODEL_READY, str(model_name), int(model_version))
         return answer
 
-    def load_model(self, model_name: str) -> None:
-        self.ask(messages.LOAD_MODEL, str(model_name))
+    def load_model(self, model_name: str, parameters: Mapping[str, str | bytes]) -> None:
+        self.ask(messages.LOAD_MODEL, str(model_name), dict(parameters))
 
     def unload_model(self, model_name: str, unload_dependents: bool) -> None:
         self.ask(messages.UNLOAD_MODEL, str(model_name), unload_dependents)

@@ -36,8 +36,8 @@ class Questions:
                 return services.is_decoupled(model_name, version)
             case messages.IS_MODEL_READY, (str(model_name), int(version)):
                 return services.is_model_ready(model_name, version)
-            case messages.LOAD_MODEL, (str(model_name),):
-                return services.load_model(model_name)
+            case messages.LOAD_MODEL, (str(model_name), dict(parameters)):
+                return services.load_model(model_name, parameters)
             case messages.UNLOAD_MODEL, (str(model_name), bool(with_dependents)):
                 return services.unload_model(model_name, with_dependents)
             case messages.METRICS, (str(operation), *details):

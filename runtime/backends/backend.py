@@ -38,8 +38,11 @@ class ServerServices(Protocol):
     def is_model_ready(self, model_name: str, model_version: int) -> bool:
         """Whether a model, in that version or with -1 the highest, can serve. May take seconds to find out."""
 
-    def load_model(self, model_name: str) -> None:
-        """Load or reload a model; raises InferenceError when that is not allowed now, or fails."""
+    def load_model(self, model_name: str, parameters: Mapping[str, str | bytes]) -> None:
+        """Load or reload a model; raises InferenceError when that is not allowed now, or fails.
+
+        `parameters` may put a configuration, or files, in place of what the repository holds.
+        """
 
     def unload_model(self, model_name: str, unload_dependents: bool) -> None:
         """Begin to unload a model; raises InferenceError when that is not allowed now."""

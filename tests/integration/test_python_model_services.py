@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -158,8 +159,35 @@ class TestLoading:
             assert order(ports, "pb_utils.load_model(model_name='obedient')") == ""
             assert order(ports, f"pb_utils.unload_model('identity', True); {is_ready}") == "False"
             assert "failed to load 'nobody'" in order(ports, "pb_utils.load_model('nobody')")
-            assert "without a 'config' or 'files'" in order(
-                ports, "pb_utils.load_model('identity', config='{}')"
+
+    def test_a_model_gives_another_its_configuration_and_files(
+        self, tmp_path: Path, isolation: dict[str, dict[str, str]]
+    ) -> None:
+        write_obedient(tmp_path)
+        write_identity(tmp_path)
+        with wire_server(
+            tmp_path,
+            backend_config=isolation,
+            model_control_mode=ModelControlMode.EXPLICIT,
+            load_model=("obedient",),
+        ) as ports:
+            tensor = {"data_type": "TYPE_FP32", "dims": [-1]}
+            config = json.dumps(
+                {
+                    "backend": "python",
+                    "max_batch_size": 3,
+                    "input": [{"name": "INPUT", **tensor}],
+                    "output": [{"name": "OUTPUT", **tensor}],
+                }
+            )
+            assert order(ports, f"pb_utils.load_model('identity', config={config!r})") == ""
+            assert ports.server.model("identity").config.max_batch_size == 3
+            code = (tmp_path / "identity" / "1" / "model.py").read_bytes()
+            files = {"file:1/model.py": code}
+            assert order(ports, f"pb_utils.load_model('made', config={config!r}, files={files!r})") == ""
+            assert order(ports, "found = pb_utils.is_model_ready('made')") == "True"
+            assert "must be specified for model file override" in order(
+                ports, f"pb_utils.load_model('made', files={files!r})"
             )
 
     def test_only_under_explicit_control(self, tmp_path: Path, isolation: dict[str, dict[str, str]]) -> None:

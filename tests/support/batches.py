@@ -77,7 +77,7 @@ class NoServices:
     def is_model_ready(self, model_name: str, model_version: int) -> bool:
         raise AssertionError(f"unexpected question about {model_name} {model_version}")
 
-    def load_model(self, model_name: str) -> None:
+    def load_model(self, model_name: str, parameters: Mapping[str, str | bytes]) -> None:
         raise AssertionError(f"unexpected load of {model_name}")
 
     def unload_model(self, model_name: str, unload_dependents: bool) -> None:

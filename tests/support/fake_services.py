@@ -5,7 +5,7 @@ Keeps the contract of ServerServices; a called model runs on the thread that cal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from cantata.runtime.errors import InferenceError, StatusCode
@@ -45,7 +45,7 @@ class FakeServices:
     def is_model_ready(self, model_name: str, model_version: int) -> bool:
         return model_name in self.models
 
-    def load_model(self, model_name: str) -> None:
+    def load_model(self, model_name: str, parameters: Mapping[str, str | bytes]) -> None:
         self.models[model_name] = echo
 
     def unload_model(self, model_name: str, unload_dependents: bool) -> None:
