@@ -6,7 +6,6 @@ Owns the command line of `cantata serve`, learning from its log where it listens
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,26 +25,20 @@ class ServerFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: `host:port` of each front-end, its process, and the files that hold what it printed."""
+    """A running server: `host:port` of each front-end, its process, and the file that holds the table it printed."""
 
     grpc: str
     http: str
     metrics: str
     process: subprocess.Popen[bytes]
-    log_file: Path
     table_file: Path
 
     def url(self, protocol: str) -> str:
         return {"grpc": self.grpc, "http": self.http}[protocol]
 
-    def events(self) -> list[dict[str, str]]:
-        """The log so far: time, level, component and message of each event."""
-        return _events(self.log_file)
-
-    def stop(self, signal_number: int = signal.SIGTERM, timeout_s: float = 40) -> int:
+    def stop(self, timeout_s: float = 40) -> int:
         """Ask it to end, and wait; its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal_number)
+        self.process.terminate()
         return self.process.wait(timeout_s)
 
 
@@ -66,7 +59,7 @@ def serving(*repositories: Path, flags: Sequence[str] = (), timeout_s: float = 1
             process = subprocess.Popen(command, stdout=table, stderr=log)
         try:
             grpc, http, metrics = _wait_until_listening(process, log_file, table_file, timeout_s)
-            server = Server(grpc, http, metrics, process, log_file, table_file)
+            server = Server(grpc, http, metrics, process, table_file)
             yield server
             if process.poll() is None and (status := server.stop()) != 0:
                 raise ServerFailed(f"the server ended with status {status}\n{log_file.read_text()}")
