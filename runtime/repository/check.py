@@ -7,7 +7,7 @@ tensors open.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +125,7 @@ class _OfflineBackends:
     def is_model_ready(self, model_name: str, model_version: int) -> bool:
         return False
 
-    def load_model(self, model_name: str) -> None:
+    def load_model(self, model_name: str, parameters: Mapping[str, str | bytes]) -> None:
         raise _not_serving(model_name)
 
     def unload_model(self, model_name: str, unload_dependents: bool) -> None:

@@ -1,4 +1,4 @@
-"""A real server of a repository on disk with both front-ends, and the stock clients of each."""
+"""A server of a repository on disk, and the stock client of each protocol."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from typing import Any
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
-from cantata.runtime.frontends.grpc.options import GrpcOptions
-from cantata.runtime.frontends.grpc.server import GrpcServer
-from cantata.runtime.frontends.http.options import HttpOptions
-from cantata.runtime.frontends.http.server import HttpServer
-from cantata.runtime.options import ServerOptions
 from cantata.runtime.server import Server
+from tests.support.wire_servers import wire_server
 
 
 @dataclass(frozen=True)
@@ -24,32 +20,18 @@ class Served:
     """A server that runs, with a client of each protocol."""
 
     server: Server
-    http_port: int
-    grpc_port: int
     http: triton_http.InferenceServerClient
     grpc: triton_grpc.InferenceServerClient
 
 
 @contextmanager
 def served(repository: Path, **options: Any) -> Iterator[Served]:
-    """Serve `repository` on free ports of this machine; `options` are ServerOptions'."""
-    server = Server(ServerOptions((repository,), **options))
-    server.start()
-    http = HttpServer(server, HttpOptions(address="127.0.0.1", port=0))
-    grpc = GrpcServer(server, GrpcOptions(address="127.0.0.1", port=0))
-    try:
-        http.start()
-        grpc.start()
-        assert http.port is not None
-        http_client = triton_http.InferenceServerClient(f"127.0.0.1:{http.port}")
-        grpc_client = triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc.port}")
+    """Serve `repository` inside the block; `options` are ServerOptions'."""
+    with wire_server(repository, **options) as ports:
+        http = triton_http.InferenceServerClient(f"127.0.0.1:{ports.http}")
+        grpc = triton_grpc.InferenceServerClient(f"127.0.0.1:{ports.grpc}")
         try:
-            yield Served(server, http.port, grpc.port, http_client, grpc_client)
+            yield Served(ports.server, http, grpc)
         finally:
-            http_client.close()
-            grpc_client.close()
-    finally:
-        server.stop_accepting()
-        server.close()
-        grpc.close()
-        http.close()
+            http.close()
+            grpc.close()
