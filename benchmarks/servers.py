@@ -77,7 +77,9 @@ def running(name: str, repository: Path) -> Iterator[RunningServer]:
     ports = _free_ports()
     command = COMMANDS[name](repository, ports)
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # Away from our own modules: a server of its own must not find them in the folder that it is started in.
+    silent = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=silent, stderr=silent, cwd=repository)
     try:
         _wait_until_ready(process, ports.http)
         ready_s = time.perf_counter() - started
