@@ -75,8 +75,12 @@ Infer = Callable[..., float]
 
 @contextmanager
 def http_infer(ports: Ports) -> Iterator[Infer]:
-    with http_client.InferenceServerClient(f"127.0.0.1:{ports.http}", concurrency=8) as client:
-        yield lambda value, model="gated", **options: _infer(http_client, client, model, value, options)
+    def infer(value: float, model: str = "gated", **options: Any) -> float:
+        # This client is for one thread.
+        with http_client.InferenceServerClient(f"127.0.0.1:{ports.http}") as client:
+            return _infer(http_client, client, model, value, options)
+
+    yield infer
 
 
 @contextmanager
