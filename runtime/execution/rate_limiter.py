@@ -66,15 +66,18 @@ class _Member:
 class RateLimiter(Generic[Work]):
     """Gives resources to work that waits for them, each piece belonging to an instance.
 
-    There is of a resource what was said of it, else as much as the instance that needs most. The instance with the
-    lowest product of executions and priority goes first, and while it does not fit nobody else does.
+    There is of each resource what was said of it or, where nothing was said of any, as much as the instance that needs
+    most. The instance with the lowest product of executions and priority goes first, and while it does not fit nobody else does.
     Invariants, for `check_invariants`:
     - of no resource more is in use than there is, but for what was in use when its count fell;
     - if anything waits, the first of it does not fit.
     """
 
     def __init__(self, counts: Iterable[ResourceCount] = ()) -> None:
-        self._explicit = {(count.name, count.device): count.count for count in counts}
+        # By resource and device; empty where nothing was said.
+        self._explicit: dict[str, dict[int, int]] = {}
+        for count in counts:
+            self._explicit.setdefault(count.name, {})[count.device] = count.count
         self._members: dict[object, _Member] = {}
         self._available: dict[ResourceKey, int] = {}
         self._in_use: Counter[ResourceKey] = Counter()
@@ -141,19 +144,19 @@ class RateLimiter(Generic[Work]):
 
     def _check(self, limits: Sequence[InstanceLimit]) -> None:
         known = [member.limit for member in self._members.values()]
-        keys = {key for limit in (*known, *limits) for key in limit.needs}
-        for name, device in sorted(keys):
-            if device == GLOBAL and any(other == name and where != GLOBAL for other, where in keys):
-                raise invalid_argument(
-                    f'Resource "{name}" is present as both global and device-specific resource in the model '
-                    "configuration."
-                )
         for key, needed in sorted(_most_needed(limits).items()):
             there_is = self._explicit_count(key)
             if there_is is not None and there_is < needed:
                 raise invalid_argument(
                     f'Resource count for "{key[0]}" is limited to {there_is} which will prevent scheduling of one or '
                     f"more model instances, the minimum required count is {needed}"
+                )
+        keys = {key for limit in (*known, *limits) for key in limit.needs}
+        for name, device in sorted(keys):
+            if device == GLOBAL and any(other == name and where != GLOBAL for other, where in keys):
+                raise invalid_argument(
+                    f'Resource "{name}" is present as both global and device-specific resource in the model '
+                    "configuration."
                 )
 
     def _count_available(self) -> None:
@@ -164,7 +167,14 @@ class RateLimiter(Generic[Work]):
             self._available[key] = needed if there_is is None else there_is
 
     def _explicit_count(self, key: ResourceKey) -> int | None:
-        return self._explicit.get(key, self._explicit.get((key[0], EVERY_DEVICE)))
+        """What was said of a resource: nothing of one while others were named means that there is none."""
+        if not self._explicit:
+            return None
+        name, device = key
+        counts = self._explicit.get(name, {})
+        if device == GLOBAL:
+            return max(counts.values(), default=0)
+        return max(counts.get(device, 0), counts.get(EVERY_DEVICE, 0))
 
 
 def _most_needed(limits: Iterable[InstanceLimit]) -> dict[ResourceKey, int]:

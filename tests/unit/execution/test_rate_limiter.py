@@ -69,6 +69,7 @@ def test_what_is_said_on_the_command_line_counts(limiters: list[Limiter]) -> Non
 def test_a_count_for_one_device_is_not_for_the_others(limiters: list[Limiter]) -> None:
     limiter = limiter_of(
         limiters,
+        ResourceCount("R", 1, 0),
         ResourceCount("R", 2, 1),
         a=needs(1, device=0),
         b=needs(1, device=0),
@@ -140,6 +141,17 @@ def test_too_small_a_count_is_refused_at_load(limiters: list[Limiter]) -> None:
         'Resource count for "R" is limited to 3 which will prevent scheduling of one or more model instances, the '
         "minimum required count is 4"
     )
+
+
+def test_once_resources_are_named_there_is_none_of_the_others(limiters: list[Limiter]) -> None:
+    with pytest.raises(InferenceError, match='"R" is limited to 0 which .* count is 1'):
+        limiter_of(limiters, ResourceCount("S", 3), a=needs(1))
+
+
+def test_of_a_global_resource_there_is_the_largest_count_that_was_said(limiters: list[Limiter]) -> None:
+    counts = (ResourceCount("R", 2, 0), ResourceCount("R", 1))
+    limiter = limiter_of(limiters, *counts, a=needs(2, device=GLOBAL))
+    assert limiter.stage("a", "a") == ["a"]
 
 
 def test_a_resource_is_global_or_of_devices(limiters: list[Limiter]) -> None:
