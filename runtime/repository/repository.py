@@ -110,7 +110,12 @@ class ModelRepository:
             self._overrides.remove_unused(self._directories_in_use())
             failures = self._registry.entry(name).failures
             if failures:
-                raise _load_error(name, failures)
+                is_configured = all(
+                    model.failure() is None or model.error is not None
+                    for model in prepared
+                    if model.directory.name == name
+                )
+                raise _load_error(name, failures) if is_configured else _poll_error(name, failures)
 
     def unload(self, name: str, unload_dependents: bool = False) -> None:
         """Stop serving a model and the ensembles that need it; requests in flight finish.
@@ -296,6 +301,13 @@ def _check_name(name: str) -> None:
         raise invalid_argument(
             f"invalid model name '{name}', model name must not contain path traversal characters"
         )
+
+
+def _poll_error(name: str, failures: Sequence[FailedVersion]) -> InferenceError:
+    """The configuration is wrong, so Triton does not find the model; unlike it, we say why."""
+    return internal_error(
+        f"failed to load '{name}', failed to poll from model repository: {failures[0].reason}"
+    )
 
 
 def _load_error(name: str, failures: Iterable[FailedVersion]) -> InferenceError:

@@ -241,3 +241,14 @@ def test_a_model_may_be_loaded_again_while_it_is_still_leaving(repository: Path)
         del os.environ["GATE_OF_TEST"]
         os.close(reader)
         os.close(writer)
+
+
+def test_a_model_whose_configuration_is_wrong_is_not_polled_and_says_where(repository: Path) -> None:
+    write_model(repository, "wrong", "max_batch_size: true", "def execute(self, requests): ...")
+    with Controlled(repository) as server, pytest.raises(InferenceError) as refused:
+        server.core.load_model("wrong")
+    assert refused.value.code is StatusCode.INTERNAL
+    assert refused.value.message.startswith(
+        "failed to load 'wrong', failed to poll from model repository: Invalid argument: "
+    )
+    assert "wrong/config.pbtxt:1:17: max_batch_size: " in refused.value.message
