@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -33,9 +34,8 @@ from cantata.runtime.errors import internal_error, invalid_argument
 from cantata.runtime.execution.execution import Execution
 from cantata.runtime.model_spec import model_side_shape
 
-# The one thing that a model.py may do elsewhere and not here.
-
-
+# How long an unload waits for a model's `finalize`.
+_FINALIZE_S: Final = 30.0
 _NOT_ITERATIVE: Final = invalid_argument(
     "Request is released with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, while the model is not configured to handle "
     "such a flag."
@@ -125,11 +125,25 @@ class PythonInstance:
             self._loop.close()
         finalize = getattr(self._object, "finalize", None)
         if callable(finalize):
-            try:
-                self._in_activity(finalize)()
-            except BaseException:
-                model_log(self._model.name).exception("finalize of instance '%s' failed", self._name)
+            # In a thread that can be left behind: an unload must end, whatever the model does.
+            thread = threading.Thread(
+                target=self._finalize, args=(finalize,), name=f"cantata-finalize-{self._name}", daemon=True
+            )
+            thread.start()
+            thread.join(_FINALIZE_S)
+            if thread.is_alive():
+                model_log(self._model.name).error(
+                    "finalize of instance '%s' took longer than %g s, and was left to itself",
+                    self._name,
+                    _FINALIZE_S,
+                )
         self._open_streams.close()
+
+    def _finalize(self, finalize: Callable[[], Any]) -> None:
+        try:
+            self._in_activity(finalize)()
+        except BaseException:
+            model_log(self._model.name).exception("finalize of instance '%s' failed", self._name)
 
     async def _run_async(self, execution: Execution) -> None:
         current_activity.set(self._activity(execution))

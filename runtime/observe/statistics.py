@@ -26,6 +26,9 @@ REASON_BACKEND = "BACKEND"
 REASON_OTHER = "OTHER"
 FAILURE_REASONS = (REASON_REJECTED, REASON_CANCELED, REASON_BACKEND, REASON_OTHER)
 
+# So many responses of a request have figures of their own: a stream without end must not fill the memory.
+_MOST_RESPONSES = 8192
+
 
 class ComputeTimes:
     """How long one execution took, in its three parts."""
@@ -112,9 +115,11 @@ class StatisticsCounter:
     def count_response(
         self, index: int, *, infer_ns: int, output_ns: int, is_empty: bool, is_failure: bool
     ) -> None:
-        """The `index`-th response of a request to a decoupled model."""
+        """The `index`-th response of a request to a decoupled model; very late ones have no figures."""
         counter = self._responses.get(index)
         if counter is None:
+            if index >= _MOST_RESPONSES:
+                return
             counter = self._responses[index] = _ResponseCounter()
         if is_empty:
             counter.empty += 1

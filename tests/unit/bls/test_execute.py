@@ -367,3 +367,26 @@ def test_a_model_may_write_into_its_input_without_anybody_else_seeing_it(host: P
     host.run(instance, [request])
     assert client.values() == [[[2.0]]]
     assert request.inputs["IN"].array.tolist() == [[1.0]]
+
+
+def test_a_finalize_without_end_does_not_keep_the_instance(
+    host: PythonModelHost, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cantata.bls.instance._FINALIZE_S", 0.01)
+    instance = host.load(
+        """
+        import threading
+
+        class TritonPythonModel:
+            gate = threading.Event()
+
+            def execute(self, requests):
+                pass
+
+            def finalize(self):
+                self.gate.wait(10)
+        """
+    )
+    host.close_instance(instance)
+    assert "finalize of instance 'model_0' took longer than 0.01 s" in caplog.text
+    instance._object.gate.set()
