@@ -54,6 +54,22 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", array)])
 """
 
+_REPEAT = """
+import numpy as np
+
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            for index in range(int(pb_utils.get_input_tensor_by_name(request, "INPUT").as_numpy()[0])):
+                tensor = pb_utils.Tensor("OUTPUT", np.array([index], np.int32))
+                sender.send(pb_utils.InferenceResponse([tensor]))
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+
 
 def write_pipelines(repository: Path) -> None:
     """`identity`, `ensemble` (of three more of its kind) and `bls` (which calls `identity` three times)."""
@@ -87,3 +103,28 @@ def write_chain(directory: Path, steps: Sequence[str]) -> None:
     )
     head = f'name: "{directory.name}"\nplatform: "ensemble"\n{_TENSORS}'
     (directory / "config.pbtxt").write_text(f"{head}ensemble_scheduling {{\n  step [{written}\n  ]\n}}\n")
+
+
+def write_repeat(directory: Path) -> None:
+    """A decoupled model that answers as many times as INPUT says."""
+    (directory / "1").mkdir(parents=True)
+    (directory / "1" / "model.py").write_text(_REPEAT.lstrip())
+    (directory / "config.pbtxt").write_text(
+        'backend: "python"\n'
+        'input [ { name: "INPUT" data_type: TYPE_INT32 dims: [ 1 ] } ]\n'
+        'output [ { name: "OUTPUT" data_type: TYPE_INT32 dims: [ 1 ] } ]\n'
+        "model_transaction_policy { decoupled: true }\n"
+    )
+
+
+def write_large(directory: Path, size: int) -> None:
+    """An identity model for tensors of `size` bytes, in a process of its own on every server."""
+    (directory / "1").mkdir(parents=True)
+    (directory / "1" / "model.py").write_text(_IDENTITY.lstrip())
+    elements = size // 4
+    (directory / "config.pbtxt").write_text(
+        'backend: "python"\n'
+        f'input [ {{ name: "INPUT" data_type: TYPE_FP32 dims: [ {elements} ] }} ]\n'
+        f'output [ {{ name: "OUTPUT" data_type: TYPE_FP32 dims: [ {elements} ] }} ]\n'
+        'parameters { key: "EXECUTION_ISOLATION" value: { string_value: "process" } }\n'
+    )
