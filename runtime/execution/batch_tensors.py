@@ -7,7 +7,7 @@ untouched; several are concatenated once, and their outputs are views of the mod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -112,10 +112,7 @@ def _scatter_outputs(execution: Execution, arrays: Mapping[str, Array], sources:
         output, array = spec.outputs[name], arrays[name]
         if name not in sources:
             whole = _client_side(spec, output, array, bounds[-1] if spec.batches else None)
-            parts[name] = [
-                whole[start:end] if spec.batches else whole
-                for start, end in zip(bounds[:-1], bounds[1:], strict=True)
-            ]
+            parts[name] = [whole[start:end] if spec.batches else whole for start, end in pairwise(bounds)]
             continue
         _check_datatype(spec, output, array)
         try:

@@ -67,7 +67,9 @@ class RateLimiter(Generic[Work]):
     """Gives resources to work that waits for them, each piece belonging to an instance.
 
     There is of each resource what was said of it or, where nothing was said of any, as much as the instance that needs
-    most. The instance with the lowest product of executions and priority goes first, and while it does not fit nobody else does.
+    most. The instance with the lowest product of executions and priority goes first, and while it does not fit nobody
+    else does.
+
     Invariants, for `check_invariants`:
     - of no resource more is in use than there is, but for what was in use when its count fell;
     - if anything waits, the first of it does not fit.

@@ -58,6 +58,9 @@ class DynamicBatcher:
         self.can_expire = priorities is not None and priorities.has_timeouts
         self._queue: deque[InferenceRequest] | PriorityQueue = deque() if priorities is None else priorities
         self._removed: set[InferenceRequest] = set()
+        self._is_stale = False
+        # The level of the forming batch's last request.
+        self._last_level = 0
         self._start_forming()
 
     def __len__(self) -> int:
@@ -157,6 +160,17 @@ class DynamicBatcher:
             self._form()
         return dropped
 
+    def _start_forming(self) -> None:
+        self._formed = 0
+        self._size = 0
+        self._marked = 0
+        self._is_complete = False
+        self._is_stale = False
+        self._oldest_ns = 0
+        self._last_level = 0
+        self._first: InferenceRequest | None = None
+        self._shapes: object = None
+
     def _add_by_priority(self, queue: PriorityQueue, request: InferenceRequest, now_ns: int) -> None:
         queue.add(request, now_ns)
         level = request.priority
@@ -170,18 +184,6 @@ class DynamicBatcher:
             self._consider(request)
             if not self._is_complete:
                 self._last_level = level
-
-    def _start_forming(self) -> None:
-        self._formed = 0
-        self._size = 0
-        self._marked = 0
-        self._is_complete = False
-        self._is_stale: bool = False
-        self._oldest_ns = 0
-        # The level of the last request of the batch.
-        self._last_level: int = 0
-        self._first: InferenceRequest | None = None
-        self._shapes: object = None
 
     def _form(self) -> None:
         """Form a batch anew from the head of the queue; looks at no more than one batch's worth of requests."""

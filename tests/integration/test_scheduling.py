@@ -165,7 +165,9 @@ def test_a_full_queue_refuses_at_once(tmp_path: Path, protocol: Any, model: str)
 
 def test_a_client_that_leaves_makes_room_in_the_queue(tmp_path: Path) -> None:
     with (
-        gated_server(tmp_path, "") as (ports, gate), ThreadPoolExecutor(8) as pool, http_infer(ports) as infer,
+        gated_server(tmp_path, "") as (ports, gate),
+        ThreadPoolExecutor(8) as pool,
+        http_infer(ports) as infer,
         grpc_client.InferenceServerClient(f"127.0.0.1:{ports.grpc}") as client,
     ):
         running = pool.submit(infer, 0)

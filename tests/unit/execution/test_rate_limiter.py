@@ -144,7 +144,7 @@ def test_too_small_a_count_is_refused_at_load(limiters: list[Limiter]) -> None:
 
 
 def test_once_resources_are_named_there_is_none_of_the_others(limiters: list[Limiter]) -> None:
-    with pytest.raises(InferenceError, match='"R" is limited to 0 which .* count is 1'):
+    with pytest.raises(InferenceError, match=r'"R" is limited to 0 which .* count is 1'):
         limiter_of(limiters, ResourceCount("S", 3), a=needs(1))
 
 
