@@ -30,6 +30,7 @@ _log = logging.getLogger("cantata.server")
 
 # How long a thread keeps the interpreter while others wait for it. Python's own 5 ms are an age to a request.
 _SWITCH_INTERVAL_S: Final = 0.0005
+_STATUS_WIDTH: Final = 80
 # Two signals nearer than this are one.
 _SAME_SIGNAL_NS: Final = 1_000_000_000
 
@@ -91,6 +92,8 @@ def model_table(server: Server) -> str:
         rows.append((entry.name, entry.version or "-", first))
         rows += [("", "", line) for line in others]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    # A long reason runs over the border: it stays one line to search and copy, and the other rows stay narrow.
+    widths[2] = min(widths[2], _STATUS_WIDTH)
     rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
