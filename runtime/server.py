@@ -260,6 +260,7 @@ class Server:
                 failures=loaded.scheduler.failures(),
                 pending=loaded.scheduler.pending(),
                 load_seconds=loaded.load_seconds,
+                processes=loaded.process_figures(),
             )
             for loaded in self._registry.all_versions()
             if loaded.is_ready

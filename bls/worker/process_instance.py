@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from cantata.bls.worker.worker_process import WorkerProcess
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, unavailable
 from cantata.runtime.execution.execution import Execution
+from cantata.runtime.observe.snapshots import ProcessFigures
 from cantata.runtime.scheduling.timer import Timer
 
 _log = logging.getLogger("cantata.python")
@@ -29,15 +29,6 @@ _FINALIZE_S: Final = 30.0
 StartProcess = Callable[[Callable[[InferenceError], None]], WorkerProcess]
 
 
-@dataclass(slots=True)
-class ProcessFigures:
-    """How often the processes of an instance ended by themselves, were started again, and ran into their limit."""
-
-    deaths: int = 0
-    restarts: int = 0
-    timeouts: int = 0
-
-
 class ProcessInstance:
     """See BackendInstance. `_lock` guards everything below it but the process' own state."""
 
@@ -47,7 +38,9 @@ class ProcessInstance:
         self._timer = timer
         self._stop_timeout_s = _FINALIZE_S if timeout_s is None else timeout_s
         self._lock = threading.Lock()
-        self._figures = ProcessFigures()
+        self._deaths = 0
+        self._restarts = 0
+        self._timeouts = 0
         self._process: WorkerProcess | None = None
         self._on_change: Callable[[], None] = _nobody_watches
         # Whether the model has an `is_ready` of its own.
@@ -79,9 +72,9 @@ class ProcessInstance:
         return None if process is None else process.pid
 
     def figures(self) -> ProcessFigures:
-        """A copy of the figures."""
+        """How its processes fared so far."""
         with self._lock:
-            return ProcessFigures(self._figures.deaths, self._figures.restarts, self._figures.timeouts)
+            return ProcessFigures(self._deaths, self._restarts, self._timeouts)
 
     def watch(self, on_change: Callable[[], None]) -> None:
         """See RestartingInstance."""
@@ -122,8 +115,8 @@ class ProcessInstance:
             if self._is_closing or process is None:
                 return
             self._end_error = error
-            self._figures.deaths += 1
-            self._figures.timeouts += process.has_timed_out
+            self._deaths += 1
+            self._timeouts += process.has_timed_out
         _log.error("%s", error)
         self._on_change()
         self._restart_later()
@@ -150,11 +143,12 @@ class ProcessInstance:
     def _restart(self) -> None:
         try:
             process = self._start_process(self._ended)
-        except InferenceError as error:
+        except (InferenceError, OSError) as error:
+            # OSError: the machine is out of processes, files or memory for now.
             _log.error("model instance '%s' could not be started again: %s", self._name, error)
             with self._lock:
-                self._figures.deaths += 1
-                self._end_error = error
+                self._deaths += 1
+                self._end_error = unavailable(str(error))
                 is_closing = self._is_closing
             if not is_closing:
                 self._restart_later()
@@ -163,7 +157,7 @@ class ProcessInstance:
             is_closing = self._is_closing
             if not is_closing:
                 self._process = process
-                self._figures.restarts += 1
+                self._restarts += 1
         if is_closing:
             process.stop(self._stop_timeout_s)
             return

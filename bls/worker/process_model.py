@@ -22,7 +22,7 @@ import cantata.grammars
 import cantata.runtime
 from cantata.bls.worker.environment import environment_variables, interpreter_of
 from cantata.bls.worker.launch import Launch
-from cantata.bls.worker.process_instance import ProcessFigures, ProcessInstance
+from cantata.bls.worker.process_instance import ProcessInstance
 from cantata.bls.worker.process_watch import ProcessWatch
 from cantata.bls.worker.settings import ModelIsolation, ProcessSettings
 from cantata.bls.worker.worker_process import Command, SharedFiles, WorkerProcess
@@ -31,6 +31,7 @@ from cantata.grammars.reading import model_config_to_json
 from cantata.runtime.backends.backend import InstancePlacement, ModelFiles, ServerServices
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.observe.snapshots import ProcessFigures
 from cantata.runtime.scheduling.timer import Timer
 
 _PACKAGES: Final = {

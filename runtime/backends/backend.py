@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.execution.execution import Execution
 from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.observe.snapshots import ProcessFigures
 from cantata.runtime.request import InferenceRequest
 
 if TYPE_CHECKING:
@@ -135,6 +136,14 @@ class LoadedModel(Protocol):
 
     def close(self) -> None:
         """Release what the instances shared; called once, after every instance was closed."""
+
+
+@runtime_checkable
+class ProcessHostedModel(Protocol):
+    """What a model is besides whose instances are processes, which can end by themselves."""
+
+    def process_figures(self) -> ProcessFigures:
+        """The figures of all instances together."""
 
 
 class Backend(Protocol):

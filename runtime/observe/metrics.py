@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cantata.runtime.observe.custom_metrics import escaped_label
-from cantata.runtime.observe.snapshots import ModelFigures, ModelStatistics
+from cantata.runtime.observe.snapshots import ModelFigures, ModelStatistics, ProcessFigures
 from cantata.runtime.observe.statistics import FAILURE_REASONS
 
 METRICS_CONTENT_TYPE: Final = "text/plain; charset=utf-8"
@@ -100,6 +100,25 @@ _MODEL_METRICS: Final = (
 )
 
 
+_PROCESS_METRICS: Final[tuple[tuple[str, str, Callable[[ProcessFigures], int]], ...]] = (
+    (
+        "cantata_python_instance_deaths_total",
+        "Number of times that a process of the model's instances ended by itself or was killed",
+        lambda processes: processes.deaths,
+    ),
+    (
+        "cantata_python_instance_restarts_total",
+        "Number of times that a model instance was started again after its process had ended",
+        lambda processes: processes.restarts,
+    ),
+    (
+        "cantata_python_instance_timeouts_total",
+        "Number of times that a process of the model's instances was killed for taking too long",
+        lambda processes: processes.timeouts,
+    ),
+)
+
+
 class MetricsText:
     """Renders the metrics of one server.
 
@@ -133,6 +152,14 @@ class MetricsText:
                 for reason in FAILURE_REASONS
             ),
         )
+        for name, help_text, value in _PROCESS_METRICS:
+            counts = [
+                (labels, value(figures.processes))
+                for labels, figures in labelled
+                if figures.processes is not None
+            ]
+            if counts:
+                lines += _family(name, "counter", help_text, counts)
         if self._cpu is not None:
             lines += self._cpu_lines(self._cpu)
         lines += self._custom_lines()

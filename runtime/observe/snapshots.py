@@ -70,12 +70,25 @@ class ModelStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessFigures:
+    """How often the processes of a model's instances ended by themselves, were started again, ran out of time.
+
+    Ends that ran out of time (EXECUTION_TIMEOUT, stub-timeout-seconds) count among the `deaths` too.
+    """
+
+    deaths: int = 0
+    restarts: int = 0
+    timeouts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFigures:
     """One model version as its metrics show it: the statistics, and what the protocol's statistics do not hold.
 
     `failures` counts failed requests by reason (REJECTED, CANCELED, BACKEND, OTHER); a reason left out is 0.
     `pending` is the number of requests that wait for an instance now. `load_seconds` is how long the last load
-    took. `metric_tags` are the configuration's, without the underscore that their labels get.
+    took. `metric_tags` are the configuration's, without the underscore that their labels get. `processes` is None
+    for a model whose instances are no processes.
     """
 
     name: str
@@ -85,3 +98,4 @@ class ModelFigures:
     failures: dict[str, int]
     pending: int
     load_seconds: float
+    processes: ProcessFigures | None = None

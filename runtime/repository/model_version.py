@@ -12,10 +12,10 @@ import orjson
 
 from cantata.grammars.model_config import ModelConfig
 from cantata.grammars.reading import model_config_to_json
-from cantata.runtime.backends.backend import LoadedModel, SelfReportingInstance
+from cantata.runtime.backends.backend import LoadedModel, ProcessHostedModel, SelfReportingInstance
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.model_spec import ModelSpec
-from cantata.runtime.observe.snapshots import ModelStatistics
+from cantata.runtime.observe.snapshots import ModelStatistics, ProcessFigures
 from cantata.runtime.request import InferenceRequest
 
 _log = logging.getLogger("cantata.repository")
@@ -131,6 +131,10 @@ class ModelVersion:
         self.spec.validate(request)
         request.model_version = self.version
         self.scheduler.enqueue(request)
+
+    def process_figures(self) -> ProcessFigures | None:
+        """How the processes of its instances fared; None where they have none."""
+        return self.model.process_figures() if isinstance(self.model, ProcessHostedModel) else None
 
     def close(self) -> None:
         """Close the scheduler, its instances and the model; accepted requests should have been waited for."""

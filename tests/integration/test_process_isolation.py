@@ -21,6 +21,7 @@ import pytest
 
 from cantata import InferenceError, Server
 from cantata.runtime.errors import StatusCode
+from cantata.runtime.observe.snapshots import ProcessFigures
 from tests.support.model_files import (
     IDENTITY,
     ensemble_config,
@@ -291,6 +292,8 @@ class TestAProcessThatEnds:
                 assert failure.value.code is StatusCode.UNAVAILABLE
                 eventually(lambda: is_ready(server))
                 assert order(server, ANSWER) > 0
+            [figures] = server.core.model_figures()
+            assert figures.processes == ProcessFigures(deaths=2, restarts=2, timeouts=2)
 
     def test_in_initialize_fails_the_load_and_is_not_tried_again(self, tmp_path: Path) -> None:
         write_obedient(tmp_path, code="def initialize(self, args):\n    import os\n    os._exit(3)\n")

@@ -11,6 +11,7 @@ from cantata.runtime.observe.snapshots import (
     InferStatistics,
     ModelFigures,
     ModelStatistics,
+    ProcessFigures,
     StatisticDuration,
 )
 
@@ -121,3 +122,14 @@ def test_the_machines_figures_are_read_from_proc(tmp_path: Path) -> None:
 
 def test_a_system_without_proc_has_no_machine_figures(tmp_path: Path) -> None:
     assert CpuFigures.available(tmp_path) is None
+
+
+def test_models_in_processes_show_how_those_fared() -> None:
+    own = figures("own", processes=ProcessFigures(deaths=3, restarts=2, timeouts=1))
+    text = MetricsText(lambda: [figures("shared"), own], None).render().decode()
+    labels = '{model="own",version="1"}'
+    assert [line for line in text.splitlines() if line.startswith("cantata_python")] == [
+        f"cantata_python_instance_deaths_total{labels} 3",
+        f"cantata_python_instance_restarts_total{labels} 2",
+        f"cantata_python_instance_timeouts_total{labels} 1",
+    ]
