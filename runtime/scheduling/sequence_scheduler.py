@@ -98,8 +98,7 @@ class SequenceScheduler:
         starts = bool(request.flags & SEQUENCE_START)
         if self.unavailability is not None:
             raise unavailable(self.unavailability.message)
-        # A sequence that has been started may end, also while the model is being stopped.
-        if not self._in_flight.enter(is_continuing=not starts and self._is_live(request)):
+        if not self._in_flight.enter() and (starts or not self._continues(request)):
             raise unavailable(f"{request.described_id()}{STOPPED}")
         instance = None
         try:
@@ -227,9 +226,11 @@ class SequenceScheduler:
                 statistics.count_failure(request, error.code, REASON_BACKEND, now_ns)
         self._in_flight.leave()
 
-    def _is_live(self, request: InferenceRequest) -> bool:
+    def _continues(self, request: InferenceRequest) -> bool:
+        """Let a request in though this is stopped: a sequence that has been started may end."""
         with self._lock:
-            return self._batcher.is_live(request.correlation_id)
+            is_live = self._batcher.is_live(request.correlation_id)
+        return is_live and self._in_flight.enter(is_continuing=True)
 
     def _execution(self, instance: ScheduledInstance, turns: Turns, start_ns: int) -> Execution:
         """A batch with requests that stand for nobody in the places that no request has."""
