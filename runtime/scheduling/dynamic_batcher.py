@@ -160,17 +160,6 @@ class DynamicBatcher:
             self._form()
         return dropped
 
-    def _start_forming(self) -> None:
-        self._formed = 0
-        self._size = 0
-        self._marked = 0
-        self._is_complete = False
-        self._is_stale = False
-        self._oldest_ns = 0
-        self._last_level = 0
-        self._first: InferenceRequest | None = None
-        self._shapes: object = None
-
     def _add_by_priority(self, queue: PriorityQueue, request: InferenceRequest, now_ns: int) -> None:
         queue.add(request, now_ns)
         level = request.priority
@@ -184,6 +173,17 @@ class DynamicBatcher:
             self._consider(request)
             if not self._is_complete:
                 self._last_level = level
+
+    def _start_forming(self) -> None:
+        self._formed = 0
+        self._size = 0
+        self._marked = 0
+        self._is_complete = False
+        self._is_stale = False
+        self._oldest_ns = 0
+        self._last_level = 0
+        self._first: InferenceRequest | None = None
+        self._shapes: object = None
 
     def _form(self) -> None:
         """Form a batch anew from the head of the queue; looks at no more than one batch's worth of requests."""

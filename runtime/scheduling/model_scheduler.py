@@ -408,7 +408,6 @@ class ModelScheduler:
 
     def _answer_dropped(self, dropped: list[InferenceRequest]) -> None:
         for request in dropped:
-            request.cancellation.unwatch(request)
             if request.cancellation.is_cancelled:
                 error = InferenceError(StatusCode.CANCELLED, "")
                 self._refuse(request, error, REASON_CANCELED)
@@ -418,6 +417,7 @@ class ModelScheduler:
     def _refuse(self, request: InferenceRequest, error: InferenceError, reason: str) -> None:
         """Answer a request that leaves the queue without running."""
         request.owner = None
+        request.cancellation.unwatch(request)
         with self._lock:
             self._statistics.count_failure(request, error.code, reason, monotonic_ns())
         self._in_flight.leave()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cantata.runtime.execution.rate_limiter import RateLimitMode, ResourceCount
 from cantata.runtime.flags import SERVE_FLAGS, FlagError, describe_flags, parse_flags
 from cantata.runtime.repository.control import ModelControlMode
 from cantata.runtime.serve import ServeOptions
@@ -121,3 +122,21 @@ def test_what_cannot_be_meant_is_refused_with_what_can(arguments: list[str], mes
 def test_help_lists_every_flag() -> None:
     text = describe_flags(SERVE_FLAGS)
     assert all(f"--{flag.name} " in text for flag in SERVE_FLAGS)
+
+
+def test_resources_are_counted_for_every_device_or_for_one() -> None:
+    found = options(
+        "--model-repository=m",
+        "--rate-limit=execution_count",
+        "--rate-limit-resource=R:4",
+        "--rate-limit-resource=S:2:1",
+    )
+    assert found.server.rate_limit is RateLimitMode.EXECUTION_COUNT
+    assert found.server.rate_limit_resource == (ResourceCount("R", 4), ResourceCount("S", 2, 1))
+    assert options("--model-repository=m").server.rate_limit is RateLimitMode.OFF
+
+
+@pytest.mark.parametrize("value", ["R", ":1", "R:x", "R:1:", "R:1:2:3", "R:-1"])
+def test_a_resource_is_a_name_a_count_and_perhaps_a_device(value: str) -> None:
+    with pytest.raises(FlagError, match=f"option format is .* Got {value}$"):
+        options("--model-repository=m", f"--rate-limit-resource={value}")
