@@ -129,7 +129,7 @@ def test_a_model_counts_on_the_metrics_port(clients: Clients) -> None:
             (sample.name.removesuffix("_total"), sample.labels.get("le", "")): sample.value
             for family in text_string_to_metric_families(httpx.get(clients.metrics).text)
             for sample in family.samples
-            if sample.labels.get("model") == "custom_metrics" and not sample.name.startswith("nv_")
+            if sample.name.startswith("request") and sample.labels["model"] == "custom_metrics"
         }
 
     before = samples()
