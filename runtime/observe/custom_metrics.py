@@ -30,6 +30,7 @@ _OWN_PREFIXES: Final = (
     "nv_cpu_",
     "nv_energy_",
     "nv_pinned_",
+    "cantata_",
 )
 _DELETED: Final = (
     "Invalid metric operation as the corresponding 'MetricFamily' has been deleted. The 'MetricFamily' object should "

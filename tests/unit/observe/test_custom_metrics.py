@@ -96,7 +96,7 @@ def test_a_histogram_has_no_value() -> None:
         metrics.value(number)
 
 
-@pytest.mark.parametrize("name", ["", "1st", "with space", "nv_inference_count"])
+@pytest.mark.parametrize("name", ["", "1st", "with space", "nv_inference_count", "cantata_up"])
 def test_names_that_would_spoil_the_text_are_refused(name: str) -> None:
     with pytest.raises(InferenceError, match="Failed to create metric family"):
         CustomMetrics().open_family(name, "Some.", "counter")
