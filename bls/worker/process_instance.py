@@ -62,8 +62,8 @@ class ProcessInstance:
 
     @property
     def makes_blocking_calls(self) -> bool:
-        process = self._process
-        return process is not None and process.makes_blocking_calls
+        """Every batch waits for the process: never on a thread that serves others, which has better things to do."""
+        return True
 
     @property
     def pid(self) -> int | None:

@@ -126,8 +126,6 @@ class WorkerProcess:
         self.is_async = False
         self.has_readiness_hook = False
         self.has_timed_out = False
-        # Whether `execute` was seen to wait for other models or for readers.
-        self.makes_blocking_calls = False
 
     @property
     def pid(self) -> int:
@@ -337,7 +335,6 @@ class WorkerProcess:
         """Do what the executing thread asks for, on this one, which waits for it."""
         match message:
             case (messages.CALL, waiting, caller, encoded):
-                self.makes_blocking_calls = True
                 outcome = outcome_of(lambda: self._call_and_wait(waiting, caller, encoded))
             case (messages.QUERY, _, name, arguments):
                 outcome = outcome_of(lambda: self._answer_to(name, arguments))
