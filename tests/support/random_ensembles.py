@@ -124,7 +124,9 @@ class _Builder:
         """Choose outputs and leave out what they do not need; steps come in any order."""
         stream = self.streams[-1]
         written = [tensor for tensor in stream if tensor not in self.inputs]
-        outputs = self.random.sample(written, min(len(written), self.random.randint(1, 5 + len(self.steps) // 3)))
+        outputs = self.random.sample(
+            written, min(len(written), self.random.randint(1, 5 + len(self.steps) // 3))
+        )
         needed = set(outputs)
         kept: list[tuple[dict[str, str], dict[str, str], bool]] = []
         for reads, writes, is_decoupled in reversed(self.steps):

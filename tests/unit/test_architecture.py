@@ -13,6 +13,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# Where the module is that is installed beside the packages.
+TOP_LEVEL = ROOT / "bls" / "toplevel"
 # From the bottom up: a package imports itself and what stands before it.
 LAYERS = ("grammars", "dag", "runtime", "bls")
 FOLDERS = ("cantata", *LAYERS)
@@ -114,7 +116,8 @@ def test_every_other_import_is_ours_or_pythons_own() -> None:
 def test_every_package_is_installed() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         setuptools = tomllib.load(file)["tool"]["setuptools"]
-    found = {package_of(path.parent) for path in sources(*FOLDERS)}
+    found = {package_of(path.parent) for path in sources(*FOLDERS) if path.parent != TOP_LEVEL}
+    assert setuptools["package-dir"][""] == str(TOP_LEVEL.relative_to(ROOT))
     assert sorted(setuptools["packages"]) == sorted(found)
     assert all(setuptools["package-dir"][package_of(ROOT / folder)] == folder for folder in FOLDERS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from google.protobuf.message import Message
 
@@ -64,7 +64,7 @@ class SettingsService:
         return response
 
 
-def _log_response(settings: LogSettings) -> Any:
+def _log_response(settings: LogSettings) -> Message:
     response = messages.LogSettingsResponse()
     response.settings["log_file"].string_param = settings.file
     for name, (field, choice, _) in _LOG_FIELDS.items():
