@@ -21,7 +21,7 @@ from cantata.runtime.scheduling.timer import Timer
 _log = logging.getLogger("cantata.python")
 
 _FIRST_DELAY_NS: Final = 100_000_000
-_LONGEST_DELAY_NS: Final = 30_000_000_000
+_LONGEST_DELAY_NS: Final = 10_000_000_000
 # A model without a limit of its own has this long for its `finalize`.
 _FINALIZE_S: Final = 30.0
 
