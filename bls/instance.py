@@ -76,6 +76,11 @@ class PythonInstance:
         return self._notes.makes_blocking_calls
 
     @property
+    def blocks_for_calls_only(self) -> bool:
+        """Whether it never waits for readers: a decoupled model does, and they may be served by the waiting thread."""
+        return not self._is_decoupled
+
+    @property
     def is_async(self) -> bool:
         """Whether `execute` is a coroutine, which goes on in the background."""
         return self._loop is not None

@@ -207,6 +207,7 @@ class _Answering:
     """A question of the server that takes its time."""
 
     is_quick = False
+    is_quick_alone = False
 
     def __init__(self, exchange: Exchange, number: int, produce: Any) -> None:
         self._exchange = exchange

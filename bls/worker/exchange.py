@@ -164,6 +164,7 @@ class _CreditWork:
     __slots__ = ("_exchange", "_key", "_request")
 
     is_quick = False
+    is_quick_alone = False
 
     def __init__(self, exchange: Exchange, key: int, request: InferenceRequest) -> None:
         self._exchange = exchange

@@ -39,6 +39,10 @@ class LimitedWork:
     def is_quick(self) -> bool:
         return self._work.is_quick
 
+    @property
+    def is_quick_alone(self) -> bool:
+        return self._work.is_quick_alone
+
     def run(self) -> None:
         try:
             self._work.run()

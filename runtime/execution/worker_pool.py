@@ -26,6 +26,10 @@ class Work(Protocol):
     def is_quick(self) -> bool:
         """Whether it is known to take well under a millisecond, so that running it here delays nobody."""
 
+    @property
+    def is_quick_alone(self) -> bool:
+        """Whether it is as quick, but waits for other work: its thread must hold none back while it runs."""
+
     def run(self) -> None:
         """Run it; never raises."""
 
@@ -90,13 +94,24 @@ class Collector:
 
         For threads that serve others (front-ends): a model that is not known to be quick never holds them up.
         """
+        while self._collected:
+            alone = self._run_quick()
+            if alone is not None:
+                alone.run()
+
+    def _run_quick(self) -> Work | None:
+        """Run what is quick; returns one piece that is quick alone, when nothing else is held back any more."""
+        alone: Work | None = None
         collected = self._collected
         while collected:
             work = collected.popleft()
             if work.is_quick:
                 work.run()
+            elif work.is_quick_alone and alone is None:
+                alone = work
             else:
                 self._pool.hand_over(work)
+        return alone
 
     def run_until(self, is_done: Callable[[], bool]) -> None:
         """Run what was collected on this thread, which has nothing better to do, until `is_done()`.

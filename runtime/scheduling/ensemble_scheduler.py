@@ -130,14 +130,18 @@ class _StepSender:
 
     __slots__ = ("_flight", "_run_step", "request")
 
-    request: InferenceRequest
-
     def __init__(self, flight: _Flight, run_step: RunStep[Tensor]) -> None:
         self._flight = flight
         self._run_step = run_step
+        # Its request, until that has ended: the two would keep each other for the collector of cycles.
+        self.request: InferenceRequest | None = None
 
     def send(self, response: InferenceResponse | None, final: bool) -> None:
-        self._flight.step_answered(self._run_step, self.request, response, final)
+        request = self.request
+        assert request is not None
+        if final:
+            self.request = None
+        self._flight.step_answered(self._run_step, request, response, final)
 
     def wait_until_ready(self) -> None:
         self._flight.wait_until_ready()
@@ -235,7 +239,7 @@ class _Flight:
             if name in inputs:
                 inputs[name] = _adapted(inputs[name], adaptation)
         sender = _StepSender(self, run_step)
-        sender.request = InferenceRequest(
+        step_request = sender.request = InferenceRequest(
             step.model_name,
             inputs,
             sender,
@@ -253,8 +257,8 @@ class _Flight:
             waiting=request.waiting,
         )
         if request.trace is not None:
-            sender.request.trace = request.trace.child()
-        return sender.request
+            step_request.trace = request.trace.child()
+        return step_request
 
     def _advance(
         self, run_step: RunStep[Tensor], response: InferenceResponse | None, final: bool

@@ -37,13 +37,17 @@ from cantata.runtime.scheduling.timer import Timer
 _log = logging.getLogger("cantata.scheduler")
 
 # An execution below this is quick; one that takes longer holds up whoever else its thread serves.
-_QUICK_NS = 500_000
+_QUICK_NS = 800_000
 # One that takes this long is slow beyond doubt: below it, the machine may have been busy with something else.
 _SLOW_NS = 5_000_000
 # A quick execution earns one point of trust, up to the most; a slow one costs several. With enough, it is quick.
 _MOST_TRUST = 32
 _TRUSTED = 8
 _COST_OF_SLOWNESS = 4
+# What it costs a model that calls others to be slow beyond doubt: eight times as much each time, up to the most. It is
+# slow when they are, now and then perhaps, and each time holds up others.
+_FIRST_DISTRUST = 56
+_MOST_DISTRUST = 28_672
 
 
 class InstanceDriver(Protocol):
@@ -57,12 +61,15 @@ class ScheduledInstance:
     """One instance of a model version as work for a thread. It is reserved from dispatch until it is idle again."""
 
     __slots__ = (
+        "_blocks_for_calls_only",
+        "_distrust",
         "_may_block",
         "_scheduler",
         "_trust",
         "backend_instance",
         "is_away",
         "is_quick",
+        "is_quick_alone",
         "is_reserved",
     )
 
@@ -70,12 +77,15 @@ class ScheduledInstance:
         self._scheduler = scheduler
         self.backend_instance = backend_instance
         self.is_quick = False
+        self.is_quick_alone = False
         # Both under the scheduler's lock. An instance that is away cannot execute until it is back.
         self.is_reserved = False
         self.is_away = False
         self._trust = 0
-        # Models that call others and wait for them say so; those of other backends never do.
+        self._distrust = _FIRST_DISTRUST
+        # Models that wait for others say so; those of other backends never do.
         self._may_block = hasattr(backend_instance, "makes_blocking_calls")
+        self._blocks_for_calls_only = getattr(backend_instance, "blocks_for_calls_only", False)
 
     def run(self) -> None:
         """Take a batch and run it; the thread that calls this owns the instance meanwhile."""
@@ -83,19 +93,22 @@ class ScheduledInstance:
 
     def ran_for(self, duration_ns: int) -> None:
         """Learn from one execution whether the instance is quick."""
+        blocks = self._may_block and self.backend_instance.makes_blocking_calls  # type: ignore[attr-defined]
         trust = self._trust
-        if self._may_block and self.backend_instance.makes_blocking_calls:  # type: ignore[attr-defined]
+        if blocks and not self._blocks_for_calls_only:
             trust = 0
         elif duration_ns < _QUICK_NS:
-            if trust == _MOST_TRUST:
-                return
-            trust += 1
+            trust = min(trust + 1, _MOST_TRUST)
         elif duration_ns < _SLOW_NS:
-            trust = max(0, trust - _COST_OF_SLOWNESS)
+            trust -= _COST_OF_SLOWNESS if trust > 0 else 0
+        elif blocks:
+            trust = -self._distrust
+            self._distrust = min(self._distrust * 8, _MOST_DISTRUST)
         else:
             trust = 0
         self._trust = trust
-        self.is_quick = trust >= _TRUSTED
+        self.is_quick = trust >= _TRUSTED and not blocks
+        self.is_quick_alone = trust >= _TRUSTED and blocks
 
 
 class ModelScheduler:

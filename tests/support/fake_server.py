@@ -89,6 +89,10 @@ class _FakeWork:
     def is_quick(self) -> bool:
         return self._model.is_quick
 
+    @property
+    def is_quick_alone(self) -> bool:
+        return False
+
     def run(self) -> None:
         request = self._request
         try:

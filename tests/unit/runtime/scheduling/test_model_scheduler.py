@@ -448,3 +448,63 @@ def test_responses_keep_the_order_of_their_requests(harness: Harness) -> None:
     for sender in senders:
         sender.wait()
     assert order == ["first", "second", "third"]
+
+
+class CallingInstance(InstantInstance):
+    """An instance that waits for calls of others, for nothing else, and takes as long as the test says."""
+
+    makes_blocking_calls = True
+    blocks_for_calls_only = True
+
+    def __init__(self) -> None:
+        super().__init__(self._take_time)
+        self.duration_ns = 0
+
+    def _take_time(self, execution: Execution) -> None:
+        execution.start_ns -= self.duration_ns
+        echo(execution)
+
+
+def test_a_quick_model_that_calls_others_runs_where_nothing_is_held_back(harness: Harness) -> None:
+    caller, plain = CallingInstance(), InstantInstance()
+    schedulers = [harness.scheduler(caller), harness.scheduler(plain)]
+    here = threading.current_thread().name
+    with harness.workers.collecting() as work:
+        for scheduler in schedulers:
+            for index in range(20):
+                harness.enqueue(scheduler, str(index))
+                work.run_until(lambda: False)
+        caller.threads.clear()
+        plain.threads.clear()
+        harness.enqueue(schedulers[0], "calls")
+        harness.enqueue(schedulers[1], "plain")
+        work.run()
+    assert (caller.threads, plain.threads) == ([here], [here])
+
+
+def test_a_caller_that_was_slow_is_not_trusted_for_long(harness: Harness) -> None:
+    caller = CallingInstance()
+    scheduler = harness.scheduler(caller)
+    here = threading.current_thread().name
+
+    def runs_until_trusted() -> int:
+        for count in range(10_000):
+            (request,) = harness.enqueue(scheduler, "again")
+            work.run()
+            answer(request)
+            assert scheduler.wait_until_idle(10)
+            if caller.threads[-1] == here:
+                return count
+        raise AssertionError("never trusted")
+
+    with harness.workers.collecting() as work:
+        first = runs_until_trusted()
+        waits = []
+        for _ in range(2):
+            caller.duration_ns = 10_000_000
+            harness.enqueue(scheduler, "slow")
+            work.run()
+            assert scheduler.wait_until_idle(10)
+            caller.duration_ns = 0
+            waits.append(runs_until_trusted())
+    assert first < waits[0] < waits[1]
