@@ -119,11 +119,13 @@ class ModelSpec:
         Raises InferenceError (INVALID_ARG) with the request's id and what was expected.
         """
         inputs = request.inputs
-        if not self._required_count <= len(inputs) <= len(self._checks):
+        checks = self._checks
+        batches = self.batches
+        if not self._required_count <= len(inputs) <= len(checks):
             raise self._count_error(request)
         batch_size = 0
         for name, tensor in inputs.items():
-            check = self._checks.get(name)
+            check = checks.get(name)
             if check is None:
                 raise self._error(
                     request, f"unexpected inference input '{name}' for model '{self.model_name}'"
@@ -136,8 +138,11 @@ class ModelSpec:
                     f"but model '{self.model_name}' expects '{datatype.name}'",
                 )
             shape = tensor.array.shape
-            if self.batches:
-                batch_size = self._batch_of(request, name, shape, batch_size)
+            if batches:
+                # A first dimension of 0 counts as unset when it is compared (reference, section 6.1).
+                if not shape or (batch_size and shape[0] != batch_size):
+                    raise self._batch_error(request, name, shape)
+                batch_size = shape[0]
                 shape = shape[1:]
             if shape != dims and (
                 len(shape) != rank or (fixed and any(shape[axis] != size for axis, size in fixed))
@@ -145,7 +150,7 @@ class ModelSpec:
                 raise self._shape_error(request, name, tensor)
         if self.any_optional and not self._required_names <= inputs.keys():
             raise self._count_error(request)
-        if self.batches:
+        if batches:
             if batch_size > self.max_batch_size:
                 raise self._error(
                     request,
@@ -160,18 +165,13 @@ class ModelSpec:
                     request, f"unexpected inference output '{output}' for model '{self.model_name}'"
                 )
 
-    def _batch_of(self, request: InferenceRequest, name: str, shape: tuple[int, ...], so_far: int) -> int:
-        if not shape:
-            raise self._error(
-                request,
-                f"input '{name}' has no shape but model requires batch dimension for '{self.model_name}'",
-            )
-        # A first dimension of 0 counts as unset when it is compared (reference, section 6.1).
-        if so_far and shape[0] != so_far:
-            raise self._error(
-                request, f"input '{name}' batch size does not match other inputs for '{self.model_name}'"
-            )
-        return shape[0]
+    def _batch_error(self, request: InferenceRequest, name: str, shape: tuple[int, ...]) -> InferenceError:
+        text = (
+            "batch size does not match other inputs"
+            if shape
+            else "has no shape but model requires batch dimension"
+        )
+        return self._error(request, f"input '{name}' {text} for '{self.model_name}'")
 
     def _count_error(self, request: InferenceRequest) -> InferenceError:
         count, most = len(request.inputs), len(self._checks)

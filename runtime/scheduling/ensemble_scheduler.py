@@ -181,7 +181,8 @@ class _Flight:
     def start(self) -> None:
         """Run the steps that need nothing but the request's own tensors."""
         with self._lock:
-            self._notice_cancellation()
+            if self._request.cancellation.is_cancelled:
+                self._run.cancel()
             steps = self._sort(self._run.start(self._request.inputs))
         self._carry_out(steps)
 
@@ -198,7 +199,8 @@ class _Flight:
         with self._lock:
             if final and step_request.times is not None:
                 self._add_times(step_request.times)
-            self._notice_cancellation()
+            if self._request.cancellation.is_cancelled:
+                self._run.cancel()
             steps = self._sort(self._advance(run_step, response, final))
         self._carry_out(steps)
 
@@ -279,6 +281,10 @@ class _Flight:
     def _sort(self, instructions: list[_Instruction]) -> list[RunStep[Tensor]]:
         """Keep the answers, in their order, and return the steps to run; the caller holds the lock."""
         steps: list[RunStep[Tensor]] = []
+        if len(instructions) == 1 and isinstance(instructions[0], RunStep):
+            # The usual case: the next step of a chain.
+            steps.append(instructions[0])
+            return steps
         for instruction in instructions:
             if isinstance(instruction, RunStep):
                 steps.append(instruction)
@@ -357,10 +363,6 @@ class _Flight:
         step = run_step.step
         name = self._scheduler.spec.model_name
         return error.within(f"in ensemble '{name}', step {step.index} ('{step.model_name}'): ")
-
-    def _notice_cancellation(self) -> None:
-        if self._request.cancellation.is_cancelled:
-            self._run.cancel()
 
     def _add_times(self, times: ComputeTimes) -> None:
         self._input_ns += times.input_ns

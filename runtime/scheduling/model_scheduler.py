@@ -114,7 +114,7 @@ class ScheduledInstance:
 class ModelScheduler:
     """Queues requests for one model version and runs its instances.
 
-    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_wake_ns`, `unavailability` and the statistics. It is
+    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_due`, `_wake_ns`, `unavailability` and the statistics. It is
     never held while a model runs or a response is sent.
     """
 
@@ -138,6 +138,8 @@ class ModelScheduler:
         self._instances: list[ScheduledInstance] = []
         # Used as a stack: the instance that ran last runs next, and the others' memory stays cold.
         self._idle: list[ScheduledInstance] = []
+        # How many reserved instances have not taken their batch yet.
+        self._due = 0
         self._in_flight = InFlight()
         self._waits = CircularWaits(spec.model_name)
         # When the timer will next look at the queue; NEVER if it will not.
@@ -165,18 +167,21 @@ class ModelScheduler:
         try:
             with self._lock:
                 instance = self._admit(request, now_ns)
+                is_due = self._due > 0
         except InferenceError:
             self._in_flight.leave()
             raise
         if instance is not None:
             self._workers.dispatch(instance)
-        else:
+        elif not is_due:
+            # What an instance is about to take need not be watched: it looks for itself.
             request.cancellation.watch(request)
 
     def run_instance(self, instance: ScheduledInstance) -> None:
         """Run one batch in a reserved instance, answer its requests, and see what comes next. Never raises."""
         start_ns = monotonic_ns()
         with self._lock:
+            self._due -= 1
             batch = Batch([], 0, []) if instance.is_away else self._batcher.take(start_ns)
             if not batch.requests:
                 self._rest(instance)
@@ -303,6 +308,7 @@ class ModelScheduler:
         if ready_ns <= now_ns:
             instance = self._idle.pop()
             instance.is_reserved = True
+            self._due += 1
             return instance
         self._wake_at(ready_ns)
         return None
