@@ -114,8 +114,8 @@ class ScheduledInstance:
 class ModelScheduler:
     """Queues requests for one model version and runs its instances.
 
-    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_due`, `_wake_ns`, `unavailability` and the statistics. It is
-    never held while a model runs or a response is sent.
+    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_due`, `_wake_ns`, `unavailability` and the
+    statistics. It is never held while a model runs or a response is sent.
     """
 
     def __init__(
