@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,10 +83,20 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     logger.setLevel(level)
 
 
-def traced(running: Running, **changes: Any) -> list[dict[str, Any]]:
-    """The events written since the last call."""
+def traced(running: Running) -> list[dict[str, Any]]:
+    """All events that have been written."""
     file = Path(running.server.tracer.settings().file)
     return list(json.loads(file.read_text())) if file.exists() else []
+
+
+def traced_after(running: Running, before: int) -> list[dict[str, Any]]:
+    """The events beyond the first `before`, once there are some: a trace is written after its request's answer."""
+    for _ in range(1000):
+        events = traced(running)[before:]
+        if events:
+            return events
+        time.sleep(0.01)
+    raise AssertionError("nothing was traced")
 
 
 LOG_DEFAULTS = {
@@ -248,7 +259,7 @@ def test_a_traced_request_leaves_its_moments_and_those_of_its_steps(
     running.infer(triton, "add_1", "not traced")
     running.http.update_trace_settings("chain", {"trace_level": None, "trace_count": None})
     assert not running.server.tracer.is_on
-    events = traced(running)[before:]
+    events = traced_after(running, before)
     heads = [event for event in events if "model_name" in event]
     first = heads[0]["id"]
     assert heads == [
@@ -319,4 +330,4 @@ def test_a_request_that_is_refused_does_not_end_tracing(running: Running) -> Non
     before = len(traced(running))
     running.infer(triton_http, "add_1")
     running.http.update_trace_settings(settings={"trace_level": None})
-    assert len(traced(running)) > before
+    assert traced_after(running, before)
