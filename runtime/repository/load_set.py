@@ -23,6 +23,9 @@ from cantata.runtime.repository.registry import FailedVersion, ModelEntry, Regis
 
 _log = logging.getLogger("cantata.repository")
 
+# Fields that are read and validated, and that nothing acts on (docs/configuration.md lists what does what).
+_WITHOUT_EFFECT = ("model_warmup", "response_cache", "model_metrics", "model_repository_agents")
+
 
 class LoadSet:
     """One set. `load` is called once; afterwards `entries` holds what came of each model, by name."""
@@ -69,6 +72,9 @@ class LoadSet:
                 FailedVersion(name, version, failure.status_text()) for version in model.versions or (None,)
             )
             return ModelEntry({}, failures, is_invalid=model.error is None)
+        for field in _WITHOUT_EFFECT:
+            if getattr(model.config, field):
+                _log.warning("model '%s': '%s' has no effect in this version of cantata", name, field)
         loaded: dict[int, ModelVersion] = {}
         failed: list[FailedVersion] = []
         for version in model.versions:
