@@ -13,9 +13,9 @@ from collections.abc import Collection, Sequence
 
 from cantata.runtime.backends.backend import BackendInstance, RestartingInstance
 from cantata.runtime.clock import monotonic_ns
-from cantata.runtime.errors import InferenceError, StatusCode, internal_error, unavailable
+from cantata.runtime.errors import InferenceError, StatusCode, unavailable
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.execution.worker_pool import Dispatcher, ModelCode
+from cantata.runtime.execution.worker_pool import Dispatcher
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.observe.statistics import (
@@ -29,7 +29,7 @@ from cantata.runtime.request import SEQUENCE_START, InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.batcher import NEVER
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
-from cantata.runtime.scheduling.model_scheduler import ScheduledInstance
+from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
 from cantata.runtime.scheduling.sequence_batcher import SequenceBatcher
 from cantata.runtime.scheduling.sequence_inputs import SequenceInputs
 from cantata.runtime.scheduling.sequence_lanes import Turns
@@ -141,19 +141,7 @@ class SequenceScheduler:
                 self._workers.dispatch(again)
             return
         execution = self._execution(instance, turns, start_ns)
-        is_over = True
-        error: InferenceError | None = None
-        with ModelCode():
-            try:
-                is_over = instance.backend_instance.execute(execution)
-            except InferenceError as failure:
-                error = failure
-            except BaseException as failure:
-                _log.exception("model '%s' failed to execute a batch", self._spec.model_name)
-                error = internal_error(f"{type(failure).__name__}: {failure}")
-        if error is not None:
-            is_over = True
-            execution.fail_unanswered(error)
+        is_over = instance.execute(execution)
         self._end_batch(instance, turns, execution, is_over)
 
     def stop(self) -> None:
@@ -178,10 +166,7 @@ class SequenceScheduler:
         for request in waiting:
             self._refuse(request, unavailable(f"{request.described_id()}Server is stopping"), REASON_REJECTED)
         for instance in instances:
-            try:
-                instance.backend_instance.close()
-            except Exception:
-                _log.exception("an instance of model '%s' could not be closed", self._spec.model_name)
+            instance.close(self._spec.model_name)
 
     def backend_instances(self) -> list[BackendInstance]:
         """The instances, idle or not."""

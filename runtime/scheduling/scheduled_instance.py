@@ -1,0 +1,110 @@
+"""One model instance as work for a thread: running a batch in it, and whether it is quick enough to run anywhere.
+
+Owns the containment of what a model raises and the trust that a model earns. Knows no queue: its driver does.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from cantata.runtime.backends.backend import BackendInstance
+from cantata.runtime.errors import InferenceError, internal_error
+from cantata.runtime.execution.execution import Execution
+from cantata.runtime.execution.worker_pool import ModelCode
+
+_log = logging.getLogger("cantata.scheduler")
+
+# An execution below this is quick; one that takes longer holds up whoever else its thread serves.
+_QUICK_NS = 800_000
+# One that takes this long is slow beyond doubt: below it, the machine may have been busy with something else.
+_SLOW_NS = 5_000_000
+# A quick execution earns one point of trust, up to the most; a slow one costs several. With enough, it is quick.
+_MOST_TRUST = 32
+_TRUSTED = 8
+_COST_OF_SLOWNESS = 4
+# What it costs a model that calls others to be slow beyond doubt: eight times as much each time, up to the most. It is
+# slow when they are, now and then perhaps, and each time holds up others.
+_FIRST_DISTRUST = 56
+_MOST_DISTRUST = 28_672
+
+
+class InstanceDriver(Protocol):
+    """Whose instances they are."""
+
+    def run_instance(self, instance: ScheduledInstance) -> None:
+        """Run one batch in a reserved instance, and see what comes next. Never raises."""
+
+
+class ScheduledInstance:
+    """One instance of a model version as work for a thread. It is reserved from dispatch until it is idle again."""
+
+    __slots__ = (
+        "_blocks_for_calls_only",
+        "_distrust",
+        "_may_block",
+        "_scheduler",
+        "_trust",
+        "backend_instance",
+        "is_away",
+        "is_quick",
+        "is_quick_alone",
+        "is_reserved",
+    )
+
+    def __init__(self, scheduler: InstanceDriver, backend_instance: BackendInstance) -> None:
+        self._scheduler = scheduler
+        self.backend_instance = backend_instance
+        self.is_quick = False
+        self.is_quick_alone = False
+        # Both under the scheduler's lock. An instance that is away cannot execute until it is back.
+        self.is_reserved = False
+        self.is_away = False
+        self._trust = 0
+        self._distrust = _FIRST_DISTRUST
+        # Models that wait for others say so; those of other backends never do.
+        self._may_block = hasattr(backend_instance, "makes_blocking_calls")
+        self._blocks_for_calls_only = getattr(backend_instance, "blocks_for_calls_only", False)
+
+    def run(self) -> None:
+        """Take a batch and run it; the thread that calls this owns the instance meanwhile."""
+        self._scheduler.run_instance(self)
+
+    def execute(self, execution: Execution) -> bool:
+        """Run a batch as BackendInstance.execute says; what it raises fails the requests that are not answered yet."""
+        with ModelCode():
+            try:
+                return self.backend_instance.execute(execution)
+            except InferenceError as failure:
+                error = failure
+            except BaseException as failure:
+                _log.exception("model '%s' failed to execute a batch", execution.spec.model_name)
+                error = internal_error(f"{type(failure).__name__}: {failure}")
+        execution.fail_unanswered(error)
+        return True
+
+    def close(self, model_name: str) -> None:
+        """Close the backend's instance; a failure is logged and keeps no other from being closed."""
+        try:
+            self.backend_instance.close()
+        except Exception:
+            _log.exception("an instance of model '%s' could not be closed", model_name)
+
+    def ran_for(self, duration_ns: int) -> None:
+        """Learn from one execution whether the instance is quick."""
+        blocks = self._may_block and self.backend_instance.makes_blocking_calls  # type: ignore[attr-defined]
+        trust = self._trust
+        if blocks and not self._blocks_for_calls_only:
+            trust = 0
+        elif duration_ns < _QUICK_NS:
+            trust = min(trust + 1, _MOST_TRUST)
+        elif duration_ns < _SLOW_NS:
+            trust -= _COST_OF_SLOWNESS if trust > 0 else 0
+        elif blocks:
+            trust = -self._distrust
+            self._distrust = min(self._distrust * 8, _MOST_DISTRUST)
+        else:
+            trust = 0
+        self._trust = trust
+        self.is_quick = trust >= _TRUSTED and not blocks
+        self.is_quick_alone = trust >= _TRUSTED and blocks
