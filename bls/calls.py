@@ -171,21 +171,30 @@ def _open_iterator(request: InferenceRequest, activity: Activity) -> ResponseIte
     return iterator
 
 
-def _refusal(request: InferenceRequest, activity: Activity, decoupled: bool) -> InferenceError | None:
-    name = request._model_name
+def refusal_of(
+    services: ServerServices, model_name: str, model_version: int, decoupled: bool
+) -> InferenceError | None:
+    """Why a model cannot be called in this way; None where it can."""
     try:
-        is_decoupled = activity.model.services.is_decoupled(name, request._model_version)
+        is_decoupled = services.is_decoupled(model_name, model_version)
     except InferenceError as error:
-        text = f"Failed for execute the inference request. Model '{name}' is not ready."
+        text = f"Failed for execute the inference request. Model '{model_name}' is not ready."
         return InferenceError(error.code, text)
     if is_decoupled and not decoupled:
         return InferenceError(
             StatusCode.UNSUPPORTED,
-            f"Model {name} is using the decoupled. The current BLS request call doesn't support models using the "
-            "decoupled transaction policy. Please use 'decoupled=True' argument to the 'exec' or 'async_exec' calls "
-            "for decoupled models.",
+            f"Model {model_name} is using the decoupled. The current BLS request call doesn't support models using "
+            "the decoupled transaction policy. Please use 'decoupled=True' argument to the 'exec' or 'async_exec' "
+            "calls for decoupled models.",
         )
     return None
+
+
+def _refusal(request: InferenceRequest, activity: Activity, decoupled: bool) -> InferenceError | None:
+    model = activity.model
+    if model.leaves_refusals:
+        return None
+    return refusal_of(model.services, request._model_name, request._model_version, decoupled)
 
 
 def _runtime_request(

@@ -25,6 +25,7 @@ class HostedModel:
 
     __slots__ = (
         "is_completing",
+        "leaves_refusals",
         "metric_numbers",
         "name",
         "package",
@@ -43,6 +44,8 @@ class HostedModel:
         package: str,
         services: ServerServices,
         reaper: Reaper,
+        *,
+        leaves_refusals: bool = False,
     ) -> None:
         self.name = name
         self.version = version
@@ -50,6 +53,8 @@ class HostedModel:
         self.package = package
         self.services = services
         self.reaper = reaper
+        # Whether the server finds out by itself, when it gets a call, that the called model answers otherwise.
+        self.leaves_refusals = leaves_refusals
         # How many instances are past `initialize` and before `finalize`: only then may the model call others.
         self.serving_instances = 0
         # Whether it was imported for its `auto_complete_config` alone.

@@ -90,10 +90,28 @@ class HostedCode:
         }
 
 
-def import_code(files: ModelFiles, filename: str, services: ServerServices, reaper: Reaper) -> HostedCode:
-    """Import a model's file; raises InferenceError with the place and the reason where that fails."""
+def import_code(
+    files: ModelFiles,
+    filename: str,
+    services: ServerServices,
+    reaper: Reaper,
+    *,
+    leaves_refusals: bool = False,
+) -> HostedCode:
+    """Import a model's file; raises InferenceError with the place and the reason where that fails.
+
+    `leaves_refusals` says that `services` refuses calls of models that answer otherwise than the caller expects.
+    """
     code = open_model_code(files.name, files.model_directory, files.version_directory, filename)
-    model = HostedModel(files.name, files.version, files.version_directory, code.package, services, reaper)
+    model = HostedModel(
+        files.name,
+        files.version,
+        files.version_directory,
+        code.package,
+        services,
+        reaper,
+        leaves_refusals=leaves_refusals,
+    )
     hosted = HostedCode(code, model, files)
     host_model(model)
     try:

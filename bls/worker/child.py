@@ -128,7 +128,7 @@ class _Host:
             Path(launch.model_directory),
             Path(launch.version_directory),
         )
-        code = import_code(files, launch.filename, self._services, self._reaper)
+        code = import_code(files, launch.filename, self._services, self._reaper, leaves_refusals=True)
         if not launch.spec:
             completed = code.complete(json.loads(launch.config_text))
             return None if completed is None else json.dumps(completed)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from cantata.bls.response_iterator import ResponseFeed
 from cantata.bls.worker import messages
 from cantata.bls.worker.channel import Channel, Message
 from cantata.bls.worker.exchange import Exchange, RemoteSender, value_of
@@ -97,7 +98,7 @@ class ChildServices:
         cancellation = request.cancellation
         caller = cancellation.key if isinstance(cancellation, RemoteCancellation) else 0
         responses = self._line.ask(
-            (messages.CALL, _waits_of(request), caller, encode_request(0, request, exchange.writer))
+            (messages.CALL, _waits_of(request), caller, False, encode_request(0, request, exchange.writer))
         )
         name, version, request_id = request.model_name, request.model_version, request.id
         for index, encoded in enumerate(responses, 1):
@@ -109,9 +110,9 @@ class ChildServices:
         exchange = self.exchange
         key = exchange.add(request)
         try:
-            exchange.send(
-                (messages.CALL, _waits_of(request), 0, encode_request(key, request, exchange.writer))
-            )
+            encoded = encode_request(key, request, exchange.writer)
+            is_decoupled = isinstance(request.sender, ResponseFeed)
+            exchange.send((messages.CALL, _waits_of(request), 0, is_decoupled, encoded))
         except BaseException:
             exchange.take_back(key)
             raise

@@ -15,7 +15,7 @@ Direct, from the process:
     FAILED, error       loading, or completing, has failed; the process ends
     DONE, batch, input_end_ns, output_start_ns, responses (None where one is sent otherwise, or was),
         sequels (None, or for each request whether it is to run again, and the states of its sequence)
-    CALL, waiting, caller key, request    asked by the thread that executes; answered with its responses
+    CALL, waiting, caller key, is_decoupled, request    asked by the thread that executes; answered with its responses
     QUERY, 0, name, arguments    the same for a question
 
 Events, both ways:
@@ -28,7 +28,8 @@ Events, from the server:
     EXECUTE             as above, to a model whose execute is a coroutine
 Events, from the process:
     DONE                as above
-    CALL, waiting, 0, request    a request to any model; `waiting` is what waits for it
+    CALL, waiting, 0, is_decoupled, request    a request to any model; `waiting` is what waits for it, `is_decoupled`
+        whether any number of responses is expected: the server refuses a call of a model that answers otherwise
     LOG, name, level, text, path, line
 """
 

@@ -24,9 +24,10 @@ _FIRST_DELAY_NS: Final = 100_000_000
 _LONGEST_DELAY_NS: Final = 10_000_000_000
 # A model without a limit of its own has this long for its `finalize`.
 _FINALIZE_S: Final = 30.0
+_UNLOADED: Final = "was ended because its model was unloaded while it started"
 
-# Starts a process; told what to call when it has ended.
-StartProcess = Callable[[Callable[[InferenceError], None]], WorkerProcess]
+# Starts a process; told what to call when it is made, before it starts, and when it has ended.
+StartProcess = Callable[[Callable[[WorkerProcess], None], Callable[[InferenceError], None]], WorkerProcess]
 
 
 class ProcessInstance:
@@ -42,6 +43,8 @@ class ProcessInstance:
         self._restarts = 0
         self._timeouts = 0
         self._process: WorkerProcess | None = None
+        # One that does not serve yet.
+        self._starting: WorkerProcess | None = None
         self._on_change: Callable[[], None] = _nobody_watches
         # Whether the model has an `is_ready` of its own.
         self.has_readiness_hook = False
@@ -54,10 +57,10 @@ class ProcessInstance:
 
     def start(self) -> None:
         """Start the first process; raises InferenceError when the model cannot be initialized."""
-        process = self._start_process(self._ended)
+        process = self._start_process(self._made, self._ended)
         self.has_readiness_hook = process.has_readiness_hook
         with self._lock:
-            self._process = process
+            self._process, self._starting = process, None
         self._notice_early_end(process)
 
     @property
@@ -102,11 +105,21 @@ class ProcessInstance:
     def close(self) -> None:
         with self._lock:
             self._is_closing = True
-            process, restarting = self._process, self._restarting
+            process, restarting, starting = self._process, self._restarting, self._starting
         if process is not None:
             process.stop(self._stop_timeout_s)
+        if starting is not None:
+            # It has nothing to finish, and may take for ever to start.
+            starting.kill(_UNLOADED)
         if restarting is not None:
             restarting.join()
+
+    def _made(self, process: WorkerProcess) -> None:
+        with self._lock:
+            self._starting = process
+            is_closing = self._is_closing
+        if is_closing:
+            process.kill(_UNLOADED)
 
     def _ended(self, error: InferenceError) -> None:
         """A process has ended, asked to or not."""
@@ -142,18 +155,14 @@ class ProcessInstance:
 
     def _restart(self) -> None:
         try:
-            process = self._start_process(self._ended)
+            process = self._start_process(self._made, self._ended)
         except (InferenceError, OSError) as error:
             # OSError: the machine is out of processes, files or memory for now.
             _log.error("model instance '%s' could not be started again: %s", self._name, error)
-            with self._lock:
-                self._deaths += 1
-                self._end_error = unavailable(str(error))
-                is_closing = self._is_closing
-            if not is_closing:
-                self._restart_later()
+            self._note_failed_start(error)
             return
         with self._lock:
+            self._starting = None
             is_closing = self._is_closing
             if not is_closing:
                 self._process = process
@@ -164,6 +173,16 @@ class ProcessInstance:
         _log.info("model instance '%s' runs again, in process %d", self._name, process.pid)
         self._on_change()
         self._notice_early_end(process)
+
+    def _note_failed_start(self, error: Exception) -> None:
+        with self._lock:
+            starting, self._starting = self._starting, None
+            if self._is_closing:
+                return
+            self._deaths += 1
+            self._timeouts += starting is not None and starting.has_timed_out
+            self._end_error = unavailable(str(error))
+        self._restart_later()
 
 
 def _nobody_watches() -> None:

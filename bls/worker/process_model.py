@@ -21,11 +21,12 @@ import cantata.dag
 import cantata.grammars
 import cantata.runtime
 from cantata.bls.worker.environment import environment_variables, interpreter_of
+from cantata.bls.worker.inherited import Command, SharedFiles
 from cantata.bls.worker.launch import Launch
 from cantata.bls.worker.process_instance import ProcessInstance
 from cantata.bls.worker.process_watch import ProcessWatch
 from cantata.bls.worker.settings import ModelIsolation, ProcessSettings
-from cantata.bls.worker.worker_process import Command, SharedFiles, WorkerProcess
+from cantata.bls.worker.worker_process import WorkerProcess
 from cantata.grammars.model_config import ModelConfig
 from cantata.grammars.reading import model_config_to_json
 from cantata.runtime.backends.backend import InstancePlacement, ModelFiles, ServerServices
@@ -57,32 +58,37 @@ class ProcessStarter:
         isolation: ModelIsolation,
         placement: InstancePlacement,
         spec: ModelSpec | None,
+        on_made: Callable[[WorkerProcess], None],
         on_end: Callable[[InferenceError], None],
     ) -> WorkerProcess:
         """Start a process and wait until it serves, or, without `spec`, has completed the configuration.
 
-        Raises InferenceError when it cannot.
+        `on_made` is told of it before it starts, and may kill it meanwhile. Raises InferenceError when it cannot.
         """
         interpreter = None
         if isolation.environment is not None:
             interpreter = interpreter_of(isolation.environment, files.name)
         shared = SharedFiles(self._settings.arena_bytes)
-        process = WorkerProcess(
-            placement.name,
-            shared,
-            self._services,
-            self.timer,
-            isolation.timeout_s,
-            self._settings.start_timeout_s,
-            on_end,
-        )
-        launch = self._launch(files, config, placement, spec, shared, interpreter)
-        launch_file = launch.as_file()
+        try:
+            launch_file = self._launch(files, config, placement, spec, shared, interpreter).as_file()
+            process = WorkerProcess(
+                placement.name,
+                shared,
+                self._services,
+                self.timer,
+                isolation.timeout_s,
+                self._settings.start_timeout_s,
+                on_end,
+            )
+        except BaseException:
+            shared.close_all()
+            raise
         command = Command(
             [str(interpreter or sys.executable), str(_BOOTSTRAP), str(launch_file)],
             dict(os.environ) if interpreter is None else environment_variables(interpreter),
             launch_file,
         )
+        on_made(process)
         process.start(self._watch, shared, command)
         return process
 
@@ -141,9 +147,11 @@ class ProcessModel:
     def create_instance(self, placement: InstancePlacement) -> ProcessInstance:
         """Start a process that makes the model's object and runs its `initialize`."""
 
-        def start(on_end: Callable[[InferenceError], None]) -> WorkerProcess:
+        def start(
+            on_made: Callable[[WorkerProcess], None], on_end: Callable[[InferenceError], None]
+        ) -> WorkerProcess:
             return self._starter.start(
-                self._files, self._config, self._isolation, placement, self._spec, on_end
+                self._files, self._config, self._isolation, placement, self._spec, on_made, on_end
             )
 
         instance = ProcessInstance(placement.name, start, self._starter.timer, self._isolation.timeout_s)
@@ -172,6 +180,10 @@ def complete_in_process(
     None where the model has none.
     """
     placement = InstancePlacement(f"{files.name} (auto_complete_config)", "CPU", 0)
-    process = starter.start(files, config, isolation, placement, None, lambda _: None)
+    process = starter.start(files, config, isolation, placement, None, _nobody_asks, _nobody_asks)
     process.wait_until_ended()
     return process.completed
+
+
+def _nobody_asks(_: object) -> None:
+    """For a process that ends by itself."""

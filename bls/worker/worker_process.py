@@ -11,35 +11,22 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from cantata.bls.worker import messages
-from cantata.bls.worker.arena import ArenaReader, ArenaWriter, create_memory
-from cantata.bls.worker.channel import Channel, ChannelClosedError, Message, open_pair
-from cantata.bls.worker.exchange import Exchange, RemoteSender, outcome_of
+from cantata.bls.worker.arena import ArenaReader, ArenaWriter
+from cantata.bls.worker.batches import Batches, BrokenMessageError
+from cantata.bls.worker.channel import Channel, ChannelClosedError, Message
+from cantata.bls.worker.exchange import Exchange
+from cantata.bls.worker.inherited import Command, SharedFiles
+from cantata.bls.worker.process_requests import ProcessRequests
 from cantata.bls.worker.process_watch import ProcessWatch, WatchedProcess
-from cantata.bls.worker.questions import Questions
 from cantata.bls.worker.time_limit import TimeLimit
-from cantata.bls.worker.wire import (
-    Again,
-    WireRequest,
-    WireResponse,
-    WireSequel,
-    WireWait,
-    decode_error,
-    decode_request,
-    decode_response,
-    decode_tensors,
-    encode_request,
-    encode_response,
-)
+from cantata.bls.worker.wire import decode_error
 from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.errors import InferenceError, internal_error, unavailable
-from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.request import Cancellation, InferenceRequest
-from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.timer import Timer
 
 # Of what a process said last, this much is told to clients.
@@ -50,40 +37,10 @@ _ENDING_S: Final = 1.0
 _READINESS_S: Final = 6.0
 
 
-class SharedFiles:
-    """The file descriptors that the process inherits, under the same numbers."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        with contextlib.ExitStack() as opened:
-            self.inputs = create_memory(capacity)
-            opened.callback(os.close, self.inputs)
-            self.outputs = create_memory(capacity)
-            opened.callback(os.close, self.outputs)
-            self.own_direct, self.direct = open_pair()
-            opened.callback(self.direct.close)
-            self.own_events, self.events = open_pair()
-            opened.callback(self.events.close)
-            self._opened = opened.pop_all()
-
-    def close(self) -> None:
-        """Close what only the process needs."""
-        self._opened.close()
-
-
-class Command:
-    """A process to start: its arguments, its variables, and the file that tells it what to do."""
-
-    def __init__(self, arguments: Sequence[str], variables: dict[str, str], launch_file: int) -> None:
-        self.arguments = arguments
-        self.variables = variables
-        self.launch_file = launch_file
-
-
 class WorkerProcess:
-    """A process that has been started.
+    """A process, once `start` has been called.
 
-    `_direct_lock` is held by whoever uses the direct channel; `_state_lock` guards `_kill_reason`.
+    `_direct_lock` is held by whoever uses the direct channel; `_state_lock` guards `_kill_reason` and `_process`.
     """
 
     def __init__(
@@ -97,14 +54,14 @@ class WorkerProcess:
         on_end: Callable[[InferenceError], None],
     ) -> None:
         self._name = name
-        self._services = services
-        self._questions = Questions(services)
         self._on_end = on_end
         writer = ArenaWriter(shared.inputs, shared.capacity)
         reader = ArenaReader(shared.outputs, shared.capacity)
         self._direct = Channel(shared.own_direct, writer, reader)
         self._events = Channel(shared.own_events, writer, reader)
         self._exchange = Exchange(self._events, writer, reader, services.workers, wait_to_send=False)
+        self._batches = Batches(self._exchange)
+        self._requests = ProcessRequests(services, self._exchange, self._batches)
         self._direct_lock = threading.Lock()
         self._state_lock = threading.Lock()
         self._kill_reason = ""
@@ -112,12 +69,6 @@ class WorkerProcess:
         self._initialize_limit = self._time_limit(timer, timeout_s, "initialize", "EXECUTION_TIMEOUT")
         self._start_limit = self._time_limit(timer, start_timeout_s, "starting up", "stub-timeout-seconds")
         self._process: WatchedProcess | None = None
-        # Batches that run in the background, by their number.
-        self._batches: dict[int, tuple[Execution, list[int]]] = {}
-        # The batches that keep the instance busy, by their number: those of a coroutine do not.
-        self._running: dict[int, Execution] = {}
-        # The requests that `execute` waits for.
-        self._executing: list[int] = []
         self._gone = threading.Event()
         # Why the process is no more; None while it lives.
         self.end_error: InferenceError | None = None
@@ -142,7 +93,7 @@ class WorkerProcess:
             shared.outputs,
         )
         try:
-            self._process = watch.spawn(command.arguments, files, command.variables, self._shut_down)
+            process = watch.spawn(command.arguments, files, command.variables, self._shut_down)
         except OSError as error:
             self._close()
             raise internal_error(
@@ -151,6 +102,11 @@ class WorkerProcess:
         finally:
             os.close(command.launch_file)
             shared.close()
+        with self._state_lock:
+            self._process = process
+            is_killed = bool(self._kill_reason)
+        if is_killed:
+            process.kill()
         threading.Thread(target=self._read_events, name=f"cantata-process-{self._name}", daemon=True).start()
         self._wait_until_started()
 
@@ -162,27 +118,23 @@ class WorkerProcess:
         with self._direct_lock:
             if self.end_error is not None:
                 raise unavailable(self.end_error.message)
-            keys = self._add(execution)
-            batch = keys[0]
-            self._executing = keys
-            self._running[batch] = execution
+            keys = self._batches.begin(execution)
             if self._limit is not None:
-                self._limit.begin(batch)
+                self._limit.begin(keys[0])
             try:
-                self._direct.send(self._batch_message(batch, keys, execution))
+                self._direct.send(self._batches.message(keys, execution))
                 while (message := self._direct.receive())[0] != messages.DONE:
                     self._answer_directly(message)
                 self._settle(execution, keys, message)
             except ChannelClosedError:
                 raise self._end_of_process(keys) from None
             except BaseException:
-                self._forget(keys)
+                self._batches.forget(keys)
                 raise
             finally:
-                self._executing = []
-                self._running.pop(batch, None)
+                self._batches.end(keys)
                 if self._limit is not None:
-                    self._limit.end(batch)
+                    self._limit.end(keys[0])
             if self._gone.is_set():
                 # The batch ended just before the process did, which left these requests to it.
                 self._exchange.end(self._wait_until_gone())
@@ -211,11 +163,12 @@ class WorkerProcess:
         self._wait_until_gone()
 
     def kill(self, reason: str) -> None:
-        """End the process at once; `reason` completes `the process ...`."""
+        """End the process at once, or as soon as it starts; `reason` completes `the process ...`."""
         with self._state_lock:
             self._kill_reason = self._kill_reason or reason
-        assert self._process is not None
-        self._process.kill()
+            process = self._process
+        if process is not None:
+            process.kill()
 
     def _exceed(self, reason: str) -> None:
         self.has_timed_out = True
@@ -249,81 +202,43 @@ class WorkerProcess:
                 self._break_off()
                 raise self._wait_until_gone()
 
-    def _add(self, execution: Execution) -> list[int]:
-        add = self._exchange.add
-        # A request that comes again to its response sender is known by its key.
-        return [
-            request.carried if isinstance(request.carried, int) else add(request)
-            for request in execution.requests
-        ]
-
-    def _forget(self, keys: list[int]) -> None:
-        for key in keys:
-            self._exchange.take_back(key)
-
-    def _batch_message(self, batch: int, keys: list[int], execution: Execution) -> Message:
-        writer = self._exchange.writer
-        requests = [
-            encode_request(key, request, writer)
-            for key, request in zip(keys, execution.requests, strict=True)
-        ]
-        return (messages.EXECUTE, batch, execution.start_ns, execution.batch_size, requests)
-
     def _start_in_background(self, execution: Execution) -> None:
-        keys = self._add(execution)
+        batches = self._batches
+        keys = batches.begin_in_background(execution)
         batch = keys[0]
         try:
-            message = self._batch_message(batch, keys, execution)
-            self._batches[batch] = (execution, keys)
+            message = batches.message(keys, execution)
             if self._limit is not None:
                 self._limit.begin(batch)
             self._exchange.send(message)
         except BaseException:
-            self._batches.pop(batch, None)
-            self._forget(keys)
+            batches.take_from_background(batch)
+            batches.forget(keys)
             raise
-        if self.end_error is not None and self._batches.pop(batch, None) is not None:
+        if self.end_error is not None and batches.take_from_background(batch) is not None:
             # It came too late to be failed with the others.
-            self._forget(keys)
+            batches.forget(keys)
             raise unavailable(self.end_error.message)
 
     def _settle(self, execution: Execution, keys: list[int], message: Message) -> None:
         """Take the end of a batch; what else it may be is a broken process."""
         try:
-            _, _, execution.input_end_ns, execution.output_start_ns, responses, sequels = message
-            spec = execution.spec
-            reader = self._exchange.reader
-            for index, (key, response) in enumerate(zip(keys, responses, strict=True)):
-                if response is not None:
-                    self._exchange.take_back(key)
-                    execution.responses[index] = decode_response(
-                        response, spec.model_name, spec.model_version, execution.requests[index].id, reader
-                    )
-            for request, key, sequel in zip(
-                execution.requests, keys, sequels or (), strict=sequels is not None
-            ):
-                self._take_sequel(execution, request, key, sequel)
-        except (ValueError, TypeError, KeyError) as error:
+            self._batches.settle(execution, keys, message)
+        except BrokenMessageError as error:
             self._break_off()
             raise ChannelClosedError from error
 
-    def _take_sequel(
-        self, execution: Execution, request: InferenceRequest, key: int, sequel: WireSequel
-    ) -> None:
-        number, states = sequel
-        again = Again(number)
-        request.carried = key if again is Again.CARRIED else None
-        if again is not Again.NO:
-            execution.reschedule(request)
-            if again is Again.YES:
-                self._exchange.take_back(key)
-        if states is not None and request.states is not None:
-            request.states.update(decode_tensors(states, self._exchange.reader))
+    def _answer_directly(self, message: Message) -> None:
+        outcome = self._requests.answer_directly(message)
+        if outcome is None:
+            self._break_off()
+            raise ChannelClosedError
+        self._direct.send((messages.ANSWER, *outcome))
 
     def _end_of_process(self, keys: list[int]) -> InferenceError:
         """The error of a batch whose process has ended under it."""
         error = self._wait_until_gone()
-        self._forget(keys)
+        self._batches.forget(keys)
         return error
 
     def _wait_until_gone(self) -> InferenceError:
@@ -331,49 +246,13 @@ class WorkerProcess:
         assert self.end_error is not None
         return unavailable(self.end_error.message)
 
-    def _answer_directly(self, message: Message) -> None:
-        """Do what the executing thread asks for, on this one, which waits for it."""
-        match message:
-            case (messages.CALL, waiting, caller, encoded):
-                outcome = outcome_of(lambda: self._call_and_wait(waiting, caller, encoded))
-            case (messages.QUERY, _, name, arguments):
-                outcome = outcome_of(lambda: self._answer_to(name, arguments))
-            case _:
-                self._break_off()
-                raise ChannelClosedError
-        self._direct.send((messages.ANSWER, *outcome))
-
-    def _call_and_wait(
-        self, waiting: list[WireWait], caller: int, encoded: WireRequest
-    ) -> list[WireResponse]:
-        outer = self._exchange.sent.get(caller)
-        cancellation = Cancellation() if outer is None else outer.cancellation
-        request = decode_request(encoded, WaitingSender(), cancellation, self._exchange.reader)
-        request.waiting = self._executions_of(waiting)
-        responses = submit_and_wait(self._services.submit, self._services.workers, request)
-        return [encode_response(response, self._exchange.writer) for response in responses]
-
-    def _answer_to(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        match name, arguments:
-            case messages.IS_CANCELLED, (int(key),):
-                return self._exchange.watch(key)
-            case _:
-                return self._questions.answer(name, arguments)
-
-    def _answer_question(self, number: int, name: str, arguments: tuple[Any, ...]) -> None:
-        self._exchange.answer(number, lambda: self._answer_to(name, arguments))
-
-    def _answer_slowly(self, number: int, name: str, arguments: tuple[Any, ...]) -> None:
-        with contextlib.suppress(ChannelClosedError):
-            self._answer_question(number, name, arguments)
-
     def _read_events(self) -> None:
         """Take events until the process has ended, then end what was left to it."""
         assert self._process is not None
         try:
             while True:
                 self._take_event(self._events.receive())
-        except (ChannelClosedError, ValueError, TypeError, KeyError):
+        except (ChannelClosedError, BrokenMessageError, ValueError, TypeError, KeyError):
             self._break_off()
         except BaseException:
             logging.getLogger("cantata.python").exception("a message of '%s' was not understood", self._name)
@@ -383,11 +262,8 @@ class WorkerProcess:
         # First, so that who is told of the end no longer finds the instance among those that run.
         self._on_end(error)
         self._gone.set()
-        for batch in list(self._batches):
-            self._fail_batch(batch, error)
-        # Those that `execute` waits for are failed by it.
-        self._exchange.end(error, self._executing)
-        self._questions.close()
+        self._batches.fail(error)
+        self._requests.close()
         with self._direct_lock:
             self._close()
 
@@ -398,78 +274,24 @@ class WorkerProcess:
         self._exchange.reader.close()
 
     def _take_event(self, message: Message) -> None:
-        exchange = self._exchange
-        if exchange.handle(message):
+        if self._exchange.handle(message):
             return
-        match message:
-            case (messages.DONE, batch, *_):
-                self._finish(batch, message)
-            case (messages.CALL, waiting, _, encoded):
-                self._call(waiting, encoded)
-            case (messages.QUERY, number, name, arguments):
-                if self._questions.is_slow(name):
-                    threading.Thread(
-                        target=self._answer_slowly, args=(number, name, arguments), daemon=True
-                    ).start()
-                else:
-                    self._answer_question(number, name, arguments)
-            case (messages.LOG, name, level, text, path, line):
-                _log(name, level, text, path, line)
-            case _:
-                raise ChannelClosedError
+        if message[0] == messages.DONE:
+            self._finish(message[1], message)
+        elif not self._requests.take(message):
+            raise ChannelClosedError
 
     def _finish(self, batch: int, message: Message) -> None:
-        found = self._batches.pop(batch, None)
         if self._limit is not None:
             self._limit.end(batch)
+        found = self._batches.in_background(batch)
         if found is None:
             return
         execution, keys = found
-        try:
-            self._settle(execution, keys, message)
-        except ChannelClosedError:
-            self._batches[batch] = found
-            raise
+        # Where it is no end of a batch, the batch fails with all the others that the process had.
+        self._batches.settle(execution, keys, message)
+        self._batches.take_from_background(batch)
         execution.finish()
-
-    def _fail_batch(self, batch: int, error: InferenceError) -> None:
-        found = self._batches.pop(batch, None)
-        if found is None:
-            return
-        execution, keys = found
-        self._forget(keys)
-        for index, request in enumerate(execution.requests):
-            if execution.responses[index] is None and not request.is_finished:
-                execution.responses[index] = InferenceResponse(
-                    request.model_name, request.model_version, request.id, {}, error=error
-                )
-        execution.finish()
-
-    def _executions_of(self, waiting: list[WireWait]) -> tuple[Execution, ...]:
-        """The executions that wait for a call: batches of this process, and those that wait for its requests."""
-        found: dict[Execution, None] = {}
-        for is_batch, number in waiting:
-            if is_batch:
-                execution = self._running.get(number)
-                if execution is not None:
-                    found[execution] = None
-            elif (request := self._exchange.sent.get(number)) is not None:
-                found.update(dict.fromkeys(request.waiting))
-        return tuple(found)
-
-    def _call(self, waiting: list[WireWait], encoded: WireRequest) -> None:
-        """Send a request of the model's on its way; its responses go back as they come."""
-        cancellation = Cancellation()
-        key, name = encoded[0], encoded[1]
-        sender = RemoteSender(self._exchange, key, cancellation)
-        self._exchange.answering[key] = sender
-        try:
-            request = decode_request(encoded, sender, cancellation, self._exchange.reader)
-            request.waiting = self._executions_of(waiting)
-            self._services.submit(request)
-        except InferenceError as error:
-            refusal = error.within(f"Model {name} - Error when running inference: ")
-            sender.send(InferenceResponse(name, -1, "", {}, error=refusal), True)
 
     def _shut_down(self) -> None:
         """The process has ended: let who reads come to the end of what it said."""
@@ -513,9 +335,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _log(name: str, level: int, text: str, path: str, line: int) -> None:
-    log = logging.getLogger(name)
-    if log.isEnabledFor(level):
-        log.handle(log.makeRecord(name, level, path, line, text, (), None))

@@ -281,6 +281,18 @@ class TestAProcessThatEnds:
             assert order(server, ANSWER, "ensemble") > 0
             assert server.core.is_ready()
 
+    def test_may_start_for_ever_without_keeping_its_model_from_unloading(self, tmp_path: Path) -> None:
+        gate = "def initialize(self, args):\n    import os, time\n    while os.path.exists('GATE'): time.sleep(0.01)\n"
+        write_obedient(tmp_path, code=gate.replace("GATE", str(tmp_path / "gate")))
+        with Server(tmp_path) as server:
+            (tmp_path / "gate").touch()
+            first = order(server, ANSWER)
+            os.kill(first, signal.SIGKILL)
+            eventually(lambda: any(child.pid != first for child in children()))
+            began = time.monotonic()
+        assert time.monotonic() - began < 10
+        assert children() == []
+
     def test_is_killed_when_it_takes_longer_than_its_limit(self, tmp_path: Path) -> None:
         write_obedient(tmp_path, extra=parameter("EXECUTION_TIMEOUT", "0.5"))
         with Server(tmp_path) as server:
