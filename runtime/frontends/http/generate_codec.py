@@ -16,7 +16,7 @@ from cantata.runtime.frontends.http.json_members import parameter_value, parse_j
 from cantata.runtime.frontends.http.json_tensor import json_elements, json_text_with_nan, tensor_of_json
 from cantata.runtime.model_spec import ModelSpec, TensorSpec
 from cantata.runtime.response import InferenceResponse, ParameterValue
-from cantata.runtime.tensor import Tensor
+from cantata.runtime.tensor import RawTensorError, Tensor
 
 _NESTED: Final = "parameters"
 
@@ -49,7 +49,7 @@ def _read_members(decoded: GenerateBody, members: dict[str, object], spec: Model
         if key == _NESTED and key in spec.inputs:
             raise invalid_argument(f"Keyword '{key}' for nested schema also given as input tensor name")
         if key in spec.inputs:
-            decoded.inputs[key] = _tensor(spec.inputs[key], value, max_size)
+            decoded.inputs[key] = _tensor(spec.inputs[key], value, max_size, spec.model_name)
         elif key == _NESTED:
             if type(value) is not dict:
                 raise invalid_argument(f"Expected JSON object for keyword: '{key}'")
@@ -58,9 +58,14 @@ def _read_members(decoded: GenerateBody, members: dict[str, object], spec: Model
             decoded.parameters[key] = parameter_value(key, value)
 
 
-def _tensor(spec: TensorSpec, value: object, max_size: int) -> Tensor:
+def _tensor(spec: TensorSpec, value: object, max_size: int, model_name: str) -> Tensor:
     elements = value if type(value) is list else [value]
-    return tensor_of_json(spec.name, spec.datatype, _deduced_shape(spec, len(elements)), elements, max_size)
+    shape = _deduced_shape(spec, len(elements))
+    try:
+        return tensor_of_json(spec.name, spec.datatype, shape, elements, max_size)
+    except RawTensorError as error:
+        # Lists in lists: as many as the shape has places, with other numbers of elements in them.
+        raise invalid_argument(error.for_input(spec.name, model_name)) from None
 
 
 def _deduced_shape(spec: TensorSpec, count: int) -> tuple[int, ...]:

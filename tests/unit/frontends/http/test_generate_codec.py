@@ -77,6 +77,11 @@ NO_SHAPE = "The schema can not convert input 'IN' to tensor with proper shape"
             {"IN": 1.0},
             "receiving FP16 data via JSON is not supported. Please use the binary data format for input IN",
         ),
+        (
+            spec((-1,), DataType.BYTES),
+            {"IN": [[]]},
+            "expected 1 string elements for inference input 'IN' for model 'm', got 0",
+        ),
     ],
 )
 def test_what_fits_nothing_is_refused(model: ModelSpec, document: object, message: str) -> None:
