@@ -153,12 +153,15 @@ class DirectLane:
                     continue
             turns.append(Turn(request, sequence))
             sequence.waiting.popleft()
+            sequence.is_running = True
         self._table.waiting_count -= len(turns) - turns.count(None)
         self._tidy(now_ns)
         return turns
 
     def finished(self, turns: Turns, now_ns: int) -> None:
-        """The slots are as they were: nothing of theirs could run meanwhile."""
+        for turn in turns:
+            if turn is not None:
+                self._table.ran(turn.sequence, now_ns)
 
     def abandon(self, now_ns: int) -> None:
         for sequence in self.sequences():
@@ -298,6 +301,7 @@ class OldestLane:
             if turn is not None:
                 del self._issued[turn.request]
                 self._is_busy[turn.sequence.slot] = False
+                self._table.ran(turn.sequence, now_ns)
                 self._go_on(turn.sequence, now_ns)
 
     def abandon(self, now_ns: int) -> None:
@@ -355,6 +359,7 @@ class OldestLane:
             self._prepare(request, sequence)
             self._issued[request] = Turn(request, sequence)
             self._is_busy[slot] = True
+            sequence.is_running = True
             self._batcher.add(request, now_ns)
 
     def _release(self, slot: int, now_ns: int) -> None:

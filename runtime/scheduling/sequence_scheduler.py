@@ -33,7 +33,7 @@ from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
 from cantata.runtime.scheduling.sequence_batcher import SequenceBatcher
 from cantata.runtime.scheduling.sequence_inputs import SequenceInputs
 from cantata.runtime.scheduling.sequence_lanes import Turns
-from cantata.runtime.scheduling.sequence_table import BACKLOG, Dropped, DropReason
+from cantata.runtime.scheduling.sequence_table import BACKLOG, Dropped, DropReason, grace_ns
 from cantata.runtime.scheduling.timer import Timer
 
 _log = logging.getLogger("cantata.scheduler")
@@ -284,15 +284,21 @@ class SequenceScheduler:
     def _wake_for_expiry(self) -> None:
         """Have the timer look at what expires; the caller holds the lock."""
         expires_ns = self._batcher.expires_at()
-        if expires_ns == NEVER or NEVER < self._expiry_wake_ns <= expires_ns:
-            return
-        self._expiry_wake_ns = expires_ns
-        self._timer.call_at(expires_ns, functools.partial(self._expire, expires_ns))
+        if expires_ns != NEVER and not NEVER < self._expiry_wake_ns <= expires_ns:
+            self._expire_at(expires_ns, has_grace=True)
 
-    def _expire(self, armed_ns: int) -> None:
+    def _expire_at(self, time_ns: int, *, has_grace: bool) -> None:
+        """Have the timer call `_expire`; the caller holds the lock."""
+        self._expiry_wake_ns = time_ns
+        self._timer.call_at(time_ns, functools.partial(self._expire, time_ns, has_grace))
+
+    def _expire(self, armed_ns: int, has_grace: bool) -> None:
         now_ns = monotonic_ns()
         with self._lock:
             if armed_ns != self._expiry_wake_ns:
+                return
+            if has_grace and (grace := grace_ns(now_ns - armed_ns)):
+                self._expire_at(now_ns + grace, has_grace=False)
                 return
             self._expiry_wake_ns = NEVER
             self._batcher.expire(now_ns)

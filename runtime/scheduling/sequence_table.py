@@ -20,6 +20,18 @@ from cantata.runtime.tensor import Tensor
 # A sequence's lane while it waits for a slot.
 BACKLOG = -1
 
+# A clock this late says that the process has stood still: what came meanwhile may not have been read yet.
+_STALL_NS = 20_000_000
+_LONGEST_GRACE_NS = 1_000_000_000
+
+
+def grace_ns(late_ns: int) -> int:
+    """How much longer clients get whose time is up, if that is noticed so late; 0 for none.
+
+    As long as the process has stood still, within bounds: what they sent in time is read before they are given up.
+    """
+    return min(late_ns, _LONGEST_GRACE_NS) if late_ns > _STALL_NS else 0
+
 
 class DropReason(enum.Enum):
     """Why a request leaves without having run."""
@@ -43,8 +55,8 @@ class Dropped(NamedTuple):
 class Sequence:
     """Requests with one correlation id, from the one that starts it to the one that ends it.
 
-    `lane` and `slot` say where it runs: both are fixed from the moment it has them. `is_closed` says that no further
-    request will come: it ended, or was ended. `states` and `id_tensor` are not looked at here: they are what the
+    `lane` and `slot` say where it runs: both are fixed from the moment it has them. `is_running` says that a request of
+    it has had its turn and is not over, `is_closed` that no further request will come: it ended, or was ended. `states` and `id_tensor` are not looked at here: they are what the
     model's next execution is given, and live exactly as long as the sequence.
     """
 
@@ -53,6 +65,7 @@ class Sequence:
         "expires_ns",
         "id_tensor",
         "is_closed",
+        "is_running",
         "lane",
         "last_ns",
         "slot",
@@ -66,7 +79,8 @@ class Sequence:
         self.lane = BACKLOG
         self.slot = 0
         self.is_closed = False
-        # When it was last active; for idleness.
+        self.is_running = False
+        # When a request of it last came or was over; for idleness.
         self.last_ns = 0
         # When it has waited too long for a slot; 0 for never.
         self.expires_ns = 0
@@ -154,6 +168,13 @@ class SequenceTable:
         elif sequence in self._active:
             self._active.move_to_end(sequence)
 
+    def ran(self, sequence: Sequence, now_ns: int) -> None:
+        """The request of a sequence that had its turn is over: it is idle from now on, unless more wait."""
+        sequence.is_running = False
+        sequence.last_ns = now_ns
+        if sequence in self._active:
+            self._active.move_to_end(sequence)
+
     def close(self, sequence: Sequence) -> None:
         """Let no more requests into a sequence; those that wait still run."""
         sequence.is_closed = True
@@ -203,6 +224,11 @@ class SequenceTable:
             sequence = next(iter(self._active))
             if sequence.last_ns + self._max_idle_ns > now_ns:
                 break
+            if sequence.is_running or sequence.waiting:
+                # It waits for us, not for its client.
+                sequence.last_ns = now_ns
+                self._active.move_to_end(sequence)
+                continue
             self.close(sequence)
             idle.append(sequence)
         return idle

@@ -9,7 +9,7 @@ import pytest
 from cantata.grammars.model_config import ModelSequenceBatching
 from cantata.runtime.errors import InferenceError, StatusCode
 from cantata.runtime.scheduling.batcher import NEVER
-from cantata.runtime.scheduling.sequence_table import DropReason
+from cantata.runtime.scheduling.sequence_table import DropReason, grace_ns
 from tests.support.sequences import IDLE_NS, BatcherBench, direct, ids_of, oldest
 
 MakeBench = Callable[..., BatcherBench]
@@ -255,23 +255,62 @@ def test_each_request_puts_idleness_off(
     batcher = bench(strategy())
     batcher.add(1, "1a", start=True)
     batcher.add(2, "2a", start=True)
+    assert batcher.run() == ["1a", "2a"]
     batcher.now_ns = 600_000
     batcher.add(1, "1b")
+    assert batcher.run() == ["1b"]
     batcher.batcher.expire(IDLE_NS)
     assert [batcher.batcher.is_live(number) for number in (1, 2)] == [True, False]
     assert batcher.batcher.expires_at() == 600_000 + IDLE_NS
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_what_an_idle_sequence_has_waiting_still_runs(
+def test_a_sequence_whose_request_waits_is_not_idle(
     bench: MakeBench, strategy: Callable[..., ModelSequenceBatching]
 ) -> None:
     batcher = bench(strategy(), max_batch_size=1)
     batcher.add(1, "1a", start=True)
     batcher.add(1, "1b")
+    batcher.now_ns = 5 * IDLE_NS
+    batcher.batcher.expire(batcher.now_ns)
+    assert [batcher.run() for _ in range(2)] == [["1a"], ["1b"]]
+    batcher.add(1, "1c")
+    assert batcher.run() == ["1c"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_sequence_is_idle_from_the_end_of_its_last_request(
+    bench: MakeBench, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    batcher = bench(strategy())
+    batcher.add(1, "1", start=True)
+    turns = batcher.take()
+    batcher.now_ns = 5 * IDLE_NS
+    batcher.batcher.expire(batcher.now_ns)
+    batcher.now_ns += 1
+    batcher.finish(turns)
+    assert batcher.batcher.expires_at() == batcher.now_ns + IDLE_NS
+    batcher.batcher.expire(batcher.now_ns + IDLE_NS - 1)
+    assert batcher.batcher.is_live(1)
+    batcher.batcher.expire(batcher.now_ns + IDLE_NS)
+    assert not batcher.batcher.is_live(1)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_a_sequence_that_ends_has_waiting_still_runs(
+    bench: MakeBench, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    batcher = bench(strategy(), max_batch_size=1)
+    batcher.add(1, "1a", start=True)
+    batcher.add(1, "1b", end=True)
     batcher.add(2, "2a", start=True)
-    batcher.batcher.expire(IDLE_NS)
     assert [batcher.run() for _ in range(3)] == [["1a"], ["1b"], ["2a"]]
+
+
+def test_a_late_clock_gives_clients_as_long_again() -> None:
+    millisecond = 1_000_000
+    lateness = (0, 20, 21, 400, 60_000)
+    assert [grace_ns(late * millisecond) // millisecond for late in lateness] == [0, 0, 21, 400, 1000]
 
 
 def test_a_sequence_without_a_slot_is_not_idle(bench: MakeBench) -> None:
@@ -282,7 +321,10 @@ def test_a_sequence_without_a_slot_is_not_idle(bench: MakeBench) -> None:
     batcher.batcher.expire(IDLE_NS)
     batcher.add(2, "2b")
     assert batcher.dropped() == []
-    assert [batcher.run() for _ in range(3)] == [["1"], ["2a"], ["2b"]]
+    assert batcher.run() == ["1"]
+    batcher.now_ns = 2 * IDLE_NS
+    batcher.batcher.expire(batcher.now_ns)
+    assert [batcher.run() for _ in range(2)] == [["2a"], ["2b"]]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
