@@ -7,6 +7,10 @@ Knows no protocol: `frontends/status_codes.py` maps the codes to HTTP and gRPC. 
 from __future__ import annotations
 
 import enum
+from typing import Final
+
+# What a caller is asked to wait who was refused for want of room: queues empty in less, and more callers come.
+_RETRY_AFTER_S: Final = 1
 
 
 class StatusCode(enum.Enum):
@@ -25,6 +29,9 @@ class StatusCode(enum.Enum):
 class InferenceError(Exception):
     """Why a request, or an operation on a model, could not be done: a code and a text for whoever asked."""
 
+    # In how many seconds to ask again, where that may help; 0 says nothing.
+    retry_after_s = 0
+
     def __init__(self, code: StatusCode, message: str) -> None:
         super().__init__(message)
         self.code = code
@@ -38,7 +45,9 @@ class InferenceError(Exception):
 
     def within(self, prefix: str) -> InferenceError:
         """The same error with `prefix` before its text: each layer says once where it was."""
-        return InferenceError(self.code, prefix + self.message)
+        error = InferenceError(self.code, prefix + self.message)
+        error.retry_after_s = self.retry_after_s
+        return error
 
     def status_text(self) -> str:
         """`Invalid argument: ...`, the form of a repository index's `reason`."""
@@ -58,6 +67,13 @@ def internal_error(message: str) -> InferenceError:
 def unavailable(message: str) -> InferenceError:
     """It may work later."""
     return InferenceError(StatusCode.UNAVAILABLE, message)
+
+
+def overloaded(message: str) -> InferenceError:
+    """There is too much to do just now: the caller is asked to come back a little later."""
+    error = unavailable(message)
+    error.retry_after_s = _RETRY_AFTER_S
+    return error
 
 
 def not_found(message: str) -> InferenceError:

@@ -130,6 +130,12 @@ SERVE_FLAGS: tuple[Flag, ...] = (
             "how long accepted requests may take to finish when the server stops",
         ),
         ("strict-readiness", _B, "true", "be ready only while every model is"),
+        (
+            "max-queue-bytes",
+            _I,
+            "0",
+            "how many bytes of requests may wait or run at a time; more are refused as UNAVAILABLE; 0 for no limit",
+        ),
         ("allow-client-shm", _B, "false", "let clients pass tensors in shared memory"),
     ),
     *_flags(

@@ -33,4 +33,6 @@ class ServerOptions:
     trace: TraceSettings = field(default_factory=TraceSettings)
     rate_limit: RateLimitMode = RateLimitMode.OFF
     rate_limit_resource: tuple[ResourceCount, ...] = ()
+    # How many bytes of requests may wait or run at a time; 0 for no limit.
+    max_queue_bytes: int = 0
     backend_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.tensor import Tensor
 
 if TYPE_CHECKING:
+    from cantata.runtime.admission import ByteLease
     from cantata.runtime.execution.execution import Execution
     from cantata.runtime.observe.statistics import ComputeTimes
     from cantata.runtime.observe.trace import RequestTrace
@@ -194,6 +195,7 @@ class InferenceRequest:
         self.flags = flags
         self.priority = priority
         self.timeout_us = timeout_us
+        "lease",
         self.deadline_ns = deadline_ns
         self.parameters = parameters
         self.cancellation = cancellation if cancellation is not None else Cancellation()
@@ -214,8 +216,10 @@ class InferenceRequest:
         self.owner: RequestOwner | None = None
         # The queue that it waits in and leaves when it is cancelled; guarded by that queue's lock.
         self.queue: RequestQueue | None = None
-        # Set by the front-end for a request that is traced, and for the steps that it goes through.
-        self.trace: RequestTrace | None = None
+        # What it holds of budgets of bytes, until it is answered finally; None where there are none.
+        self.lease: ByteLease | None = None
+        # Set by the front-end for a request that is traced, and for the steps and calls that it leads to.
+        self.trace: Trace | None = None
         self._finished = False
 
     @property
@@ -259,3 +263,5 @@ class InferenceRequest:
     def described_id(self) -> str:
         """`[request id: ID] `, as Triton begins many request errors."""
         return f"[request id: {self.id or '<id_unknown>'}] "
+        if final and self.lease is not None:
+            self.lease.release()

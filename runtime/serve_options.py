@@ -39,6 +39,12 @@ class _Flags:
         assert _KINDS[name] is FlagKind.INTEGER
         return int(self.text(name))
 
+    def size(self, name: str) -> int:
+        size = self.integer(name)
+        if size < 0:
+            raise FlagError(f"--{name} expects a number of bytes, got '{size}'")
+        return size
+
     def truth(self, name: str) -> bool:
         assert _KINDS[name] in (FlagKind.BOOLEAN, FlagKind.SWITCH)
         return truth(self.text(name))
@@ -99,6 +105,7 @@ def _server_options(flags: _Flags) -> ServerOptions:
         model_load_thread_count=thread_count,
         exit_timeout_secs=float(flags.text("exit-timeout-secs")),
         trace=_trace_settings(flags),
+        max_queue_bytes=flags.size("max-queue-bytes"),
         allow_client_shm=flags.truth("allow-client-shm"),
         rate_limit=RateLimitMode(flags.text("rate-limit")),
         rate_limit_resource=tuple(map(_resource_count, flags.all("rate-limit-resource"))),

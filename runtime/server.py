@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cantata.runtime.admission import Admission, ByteLease, tensor_bytes
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, internal_error, invalid_argument, unavailable
 from cantata.runtime.execution.limited_dispatch import LimitedDispatch
@@ -65,13 +66,19 @@ class Server:
         self.options = options
         self.workers = WorkerPool()
         self.tracer = Tracer(options.trace)
+        self.admission = Admission(options.max_queue_bytes)
         self.shared_memory = SharedMemory(options.allow_client_shm)
         # What models count by themselves.
         self.custom_metrics = CustomMetrics()
         self._timer = Timer()
         self._registry = Registry()
         self._loader = ModelLoader(
-            options.backend_config, _Services(self), self.workers, self._timer, self._limits()
+            options.backend_config,
+            _Services(self),
+            self.workers,
+            self._timer,
+            self._limits(),
+            self.admission,
         )
         self._repository = ModelRepository(
             options.model_repository,
@@ -100,6 +107,7 @@ class Server:
         everything is closed again then, and `failures` still tells why.
         """
         try:
+            self.tracer.start()
             self._repository.load_startup_models(self.options.load_model)
         except InferenceError:
             self.close()
@@ -134,6 +142,7 @@ class Server:
         if not all_ended:
             _log.error("Exit timeout expired. Exiting immediately.")
         self._timer.close()
+        self.tracer.close()
         if all_ended:
             self.workers.close()
         return all_ended
@@ -144,7 +153,32 @@ class Server:
         Every answer to an accepted request goes through its sender, on whichever thread has it.
         """
         self.check_serving()
-        self.submit_within(request)
+        budget = self.admission.server
+        if budget is None or request.lease is not None:
+            self.submit_within(request)
+            return
+        request.lease = ByteLease(tensor_bytes(request))
+        request.lease.hold(budget)
+        try:
+            self.submit_within(request)
+        except BaseException:
+            request.lease.release()
+            raise
+
+    def hold(self, lease: ByteLease, model_name: str, model_version: int) -> None:
+        """Have a request that is about to be read hold what it takes of the server's budget, and of its model's.
+
+        Raises InferenceError when there is no room for it; what it holds by then is for the caller to release.
+        """
+        if self.admission.server is not None:
+            lease.hold(self.admission.server)
+        try:
+            budget = self._registry.find(model_name, model_version).byte_budget
+        except InferenceError:
+            # It will be refused for this when it has been read.
+            return
+        if budget is not None:
+            lease.hold(budget)
 
     def check_serving(self) -> None:
         """Raise InferenceError unless the server has started, and has not begun to stop."""
@@ -262,6 +296,7 @@ class Server:
                 pending=loaded.scheduler.pending(),
                 load_seconds=loaded.load_seconds,
                 processes=loaded.process_figures(),
+                byte_budget=None if loaded.byte_budget is None else loaded.byte_budget.figures,
             )
             for loaded in self._registry.all_versions()
             if loaded.is_ready

@@ -10,16 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from cantata.runtime.observe.custom_metrics import escaped_label
-from cantata.runtime.observe.snapshots import ModelFigures, ModelStatistics, ProcessFigures
+from cantata.runtime.observe.snapshots import ByteFigures, ModelFigures, ModelStatistics, ProcessFigures
 from cantata.runtime.observe.statistics import FAILURE_REASONS
 
 METRICS_CONTENT_TYPE: Final = "text/plain; charset=utf-8"
 
 Labels = tuple[tuple[str, str], ...]
 Samples = Iterable[tuple[Labels, int | float]]
+
+
+class ByteBudgetFigures(Protocol):
+    """Where the figures of a budget of bytes are."""
+
+    @property
+    def figures(self) -> ByteFigures: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +137,12 @@ class MetricsText:
         model_figures: Callable[[], Sequence[ModelFigures]],
         cpu: CpuFigures | None,
         custom_lines: Callable[[], Sequence[str]] = tuple,
+        byte_budget: ByteBudgetFigures | None = None,
     ) -> None:
         self._model_figures = model_figures
         self._cpu = cpu
         self._custom_lines = custom_lines
+        self._byte_budget = byte_budget
 
     def render(self) -> bytes:
         """All metrics now, in Prometheus' text format."""
@@ -160,10 +169,35 @@ class MetricsText:
             ]
             if counts:
                 lines += _family(name, "counter", help_text, counts)
+        lines += self._byte_lines(labelled)
         if self._cpu is not None:
             lines += self._cpu_lines(self._cpu)
         lines += self._custom_lines()
         return ("\n".join(lines) + "\n").encode()
+
+    def _byte_lines(self, labelled: Sequence[tuple[Labels, ModelFigures]]) -> Iterator[str]:
+        """The server's budget without labels of a model, and those of the models that have one."""
+        budgets: list[tuple[Labels, str, ByteFigures]] = []
+        if self._byte_budget is not None:
+            budgets.append(((), "SERVER_BYTES", self._byte_budget.figures))
+        budgets += [
+            (labels, "MODEL_BYTES", figures.byte_budget)
+            for labels, figures in labelled
+            if figures.byte_budget is not None
+        ]
+        if not budgets:
+            return
+        help_text = "Number of bytes of requests that wait or run"
+        yield from _family(
+            "cantata_queue_bytes", "gauge", help_text, ((labels, of.held) for labels, _, of in budgets)
+        )
+        help_text = "Number of bytes of requests that may wait or run"
+        yield from _family(
+            "cantata_queue_limit_bytes", "gauge", help_text, ((labels, of.limit) for labels, _, of in budgets)
+        )
+        help_text = "Number of requests that were refused because there was no room for their bytes"
+        shed = (((*labels, ("reason", reason)), of.shed) for labels, reason, of in budgets)
+        yield from _family("cantata_shed_requests_total", "counter", help_text, shed)
 
     def _cpu_lines(self, cpu: CpuFigures) -> Iterator[str]:
         used, total = cpu.memory_bytes()

@@ -82,13 +82,22 @@ class ProcessFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class ByteFigures:
+    """A budget of bytes: how many requests hold now, how many they may, how many requests were refused for it."""
+
+    held: int
+    limit: int
+    shed: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFigures:
     """One model version as its metrics show it: the statistics, and what the protocol's statistics do not hold.
 
     `failures` counts failed requests by reason (REJECTED, CANCELED, BACKEND, OTHER); a reason left out is 0.
     `pending` is the number of requests that wait for an instance now. `load_seconds` is how long the last load
     took. `metric_tags` are the configuration's, without the underscore that their labels get. `processes` is None
-    for a model whose instances are no processes.
+    for a model whose instances are no processes, `byte_budget` for one without.
     """
 
     name: str
@@ -99,3 +108,4 @@ class ModelFigures:
     pending: int
     load_seconds: float
     processes: ProcessFigures | None = None
+    byte_budget: ByteFigures | None = None

@@ -15,6 +15,7 @@ from functools import partial
 from cantata.dag.composition import FindModel, check_composition, is_decoupled_ensemble
 from cantata.dag.plan import compile_plan
 from cantata.grammars.model_config import ModelTransactionPolicy
+from cantata.runtime.admission import Admission
 from cantata.runtime.backends.backend import (
     Backend,
     BackendInstance,
@@ -57,13 +58,15 @@ class ModelLoader:
         workers: WorkerPool,
         timer: Timer,
         limits: LimitedDispatch | None = None,
+        admission: Admission | None = None,
     ) -> None:
-        """`limits` decides when instances run, where there are limits."""
+        """`limits` decides when instances run, where there are limits; `admission` has the budgets of the models."""
         self._backend_config = backend_config
         self._services = services
         self._workers = workers
         self._timer = timer
         self._limits = limits
+        self._admission = Admission(0) if admission is None else admission
         self._dispatcher: Dispatcher = workers if limits is None else limits
         self._lock = threading.Lock()
         self._backends: dict[str, Backend] = {}
@@ -81,6 +84,7 @@ class ModelLoader:
         """Load one version of a model that is no ensemble; raises InferenceError with the reason it cannot be."""
         started = time.monotonic()
         config = prepared.config
+        byte_budget = self._admission.model_budget(config)
         backend = self.backend(config.backend)
         files = prepared.files(version)
         model = backend.load(files, config)
@@ -117,6 +121,7 @@ class ModelLoader:
             seconds,
             reporting,
             None if self._limits is None else partial(self._limits.remove, instances),
+            byte_budget,
         )
 
     def _scheduler(self, prepared: PreparedModel, spec: ModelSpec) -> ModelScheduler | SequenceScheduler:
@@ -158,7 +163,15 @@ class ModelLoader:
         scheduler = EnsembleScheduler(spec, plan, steps)
         seconds = time.monotonic() - started
         return ModelVersion(
-            config, version, prepared.directory.path, spec, scheduler, None, tuple(steps), seconds
+            config,
+            version,
+            prepared.directory.path,
+            spec,
+            scheduler,
+            None,
+            tuple(steps),
+            seconds,
+            byte_budget=self._admission.model_budget(config),
         )
 
     def close(self) -> None:

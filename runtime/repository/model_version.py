@@ -12,6 +12,7 @@ import orjson
 
 from cantata.grammars.model_config import ModelConfig
 from cantata.grammars.reading import model_config_to_json
+from cantata.runtime.admission import ByteBudget, ByteLease, tensor_bytes
 from cantata.runtime.backends.backend import LoadedModel, ProcessHostedModel, SelfReportingInstance
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.model_spec import ModelSpec
@@ -51,7 +52,7 @@ class ModelVersion:
 
     `model` is what the backend loaded, None for an ensemble. `depends_on` are the versions that an ensemble's steps
     call: they are unloaded after it, so no request needs to hold them. `reporting` are the instances whose model says
-    by itself whether it is ready.
+    by itself whether it is ready. `byte_budget` is what its requests may hold, None for as much as there is.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class ModelVersion:
         load_seconds: float,
         reporting: tuple[SelfReportingInstance, ...] = (),
         on_close: Callable[[], None] | None = None,
+        byte_budget: ByteBudget | None = None,
     ) -> None:
         self.name = config.name
         self.version = version
@@ -76,6 +78,7 @@ class ModelVersion:
         self.model = model
         self.depends_on = depends_on
         self.load_seconds = load_seconds
+        self.byte_budget = byte_budget
         self._on_close = on_close
         self._reporting = reporting
         self.state = ModelState.LOADING
@@ -130,7 +133,23 @@ class ModelVersion:
         """Validate and enqueue a request; raises InferenceError when it is refused."""
         self.spec.validate(request)
         request.model_version = self.version
-        self.scheduler.enqueue(request)
+        if self.byte_budget is None:
+            self.scheduler.enqueue(request)
+        else:
+            self._enqueue_within(self.byte_budget, request)
+
+    def _enqueue_within(self, budget: ByteBudget, request: InferenceRequest) -> None:
+        """Enqueue a request that holds its part of the budget until it is answered."""
+        lease = request.lease
+        if lease is None:
+            lease = request.lease = ByteLease(tensor_bytes(request))
+        is_new = lease.hold(budget)
+        try:
+            self.scheduler.enqueue(request)
+        except InferenceError:
+            if is_new:
+                lease.let_go(budget)
+            raise
 
     def process_figures(self) -> ProcessFigures | None:
         """How the processes of its instances fared; None where they have none."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cantata.grammars.model_config import ModelDynamicBatching, ModelQueuePolicy, TimeoutAction
-from cantata.runtime.errors import unavailable
+from cantata.runtime.errors import overloaded
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.scheduling.batcher import NEVER
 
@@ -101,7 +101,7 @@ class PriorityQueue:
         policy = level.policy
         size = len(level.live) + len(level.delayed)
         if 0 < policy.max_size <= size:
-            raise unavailable(f"{request.described_id()}Exceeds maximum queue size")
+            raise overloaded(f"{request.described_id()}Exceeds maximum queue size")
         request.priority = level.number
         level.live[request] = None
         self._count += 1

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cantata.grammars.model_config import DataType as ConfigDataType
 from cantata.grammars.model_config import ModelConfig, ModelInput, ModelOutput, ModelTransactionPolicy
+from cantata.runtime.admission import Admission
 from cantata.runtime.datatypes import DataType
 from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, not_found, unavailable
 from cantata.runtime.execution.worker_pool import WorkerPool
@@ -113,6 +114,7 @@ class FakeServer:
         self.workers = WorkerPool()
         self.tracer = Tracer(TraceSettings())
         self.shared_memory = SharedMemory(allows_clients=True)
+        self.admission = Admission(0)
         self.custom_metrics = CustomMetrics()
         self.submitted: deque[InferenceRequest] = deque(maxlen=1000)
         self.submitted_on: deque[str] = deque(maxlen=1000)

@@ -110,6 +110,9 @@ QUEUE_TIMEOUT: Final[int] = int(cygrpc.CompletionType.queue_timeout)
 QUEUE_SHUTDOWN: Final[int] = int(cygrpc.CompletionType.queue_shutdown)
 _NO_COMPRESS: Final[int] = int(cygrpc.WriteFlag.no_compress)
 
+# The metadata by which gRPC clients are told when to try again, in milliseconds.
+_RETRY_PUSHBACK: Final = "grpc-retry-pushback-ms"
+
 OK: Final = 0
 CANCELLED: Final = 1
 INTERNAL: Final = 13
@@ -159,11 +162,22 @@ def reply(call: Call, message: bytes, tag: Callable[[Event], None], *, closes: b
 
 
 def reply_status(
-    call: Call, code: int, details: str, tag: Callable[[Event], None], *, starts: bool, closes: bool
+    call: Call,
+    code: int,
+    details: str,
+    tag: Callable[[Event], None],
+    *,
+    starts: bool,
+    closes: bool,
+    retry_after_s: int = 0,
 ) -> None:
-    """End a call with a status. `starts` where no initial metadata went out; `closes` as in `reply`."""
+    """End a call with a status. `starts` where no initial metadata went out; `closes` as in `reply`.
+
+    With `retry_after_s`, clients that try again by themselves are told to wait so long first.
+    """
     operations: list[object] = [_SendInitialMetadata(None, 0)] if starts else []
-    operations.append(_SendStatus(None, code, details.encode(errors="replace"), 0))
+    trailing = ((_RETRY_PUSHBACK, str(retry_after_s * 1000)),) if retry_after_s else None
+    operations.append(_SendStatus(trailing, code, details.encode(errors="replace"), 0))
     if closes:
         operations.append(_ReceiveClose(0))
     call.start_server_batch(operations, tag)

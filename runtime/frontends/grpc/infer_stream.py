@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from cantata.runtime.admission import ByteLease
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.frontends.grpc import core_calls
@@ -70,7 +71,11 @@ class InferStream:
             self.end(as_inference_error(error))
             return
         request = _StreamedRequest(self, decoded)
+        lease: ByteLease | None = None
         try:
+            if self._service.byte_budget is not None:
+                lease = ByteLease(len(message))
+                lease.hold(self._service.byte_budget)
             version = parse_model_version(decoded.model_version)
             model = self._service.server.model(decoded.model_name, version)
             self._enter(request, model.is_decoupled)
@@ -79,10 +84,14 @@ class InferStream:
             request.classes = requested_classes(decoded, model)
             made = self._build(decoded, version, request, received_ns)
             self._service.forward_headers(made, self._metadata)
-            if self._service.server.tracer.is_on:
-                self._service.server.tracer.begin(made, GRPC)
+            tracer = self._service.server.tracer
+            if tracer.is_on or made.parameters is not None:
+                tracer.begin(made, GRPC, self._metadata)
+            made.lease = lease
             self._service.server.submit(made)
         except Exception as error:
+            if lease is not None:
+                lease.release()
             self._refuse(request, as_inference_error(error))
         else:
             self._service.loop.gather()

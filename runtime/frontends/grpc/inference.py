@@ -24,17 +24,34 @@ class StoppableStream(Protocol):
 class InferenceService:
     """Shared by all ModelInfer and ModelStreamInfer calls."""
 
-    __slots__ = ("compresses", "forwarding", "is_stopping", "loop", "server", "streams")
+    __slots__ = (
+        "byte_budget",
+        "compresses",
+        "expected_bytes",
+        "forwarding",
+        "is_stopping",
+        "loop",
+        "server",
+        "streams",
+    )
 
     def __init__(self, server: Server, loop: CallLoop, options: GrpcOptions) -> None:
         self.server = server
         self.loop = loop
         self.compresses = options.compresses
         self.forwarding = header_forwarding(options.header_forward_pattern)
+        self.byte_budget = server.admission.server
+        # What a call's message probably takes, by what the last ones took. It is not said before the message has come,
+        # and then the memory is spent.
+        self.expected_bytes = 0
         # Set once, by whoever stops the server; calls in flight go on.
         self.is_stopping = False
         # The open streams; the loop's thread alone touches this.
         self.streams: set[StoppableStream] = set()
+
+    def received(self, size: int) -> None:
+        """Learn from the size of a message; on the loop's thread."""
+        self.expected_bytes += (size - self.expected_bytes) // 8
 
     def stop_streams(self) -> None:
         """Have every open stream end when its requests in flight are answered; on the loop's thread."""

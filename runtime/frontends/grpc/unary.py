@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from cantata.runtime.admission import ByteBudget, ByteLease
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, internal_error, unsupported
 from cantata.runtime.frontends.grpc import core_calls
@@ -85,6 +86,7 @@ class InferCall:
         "_earlier",
         "_is_answered",
         "_is_watched",
+        "_lease",
         "_lock",
         "_metadata",
         "_regions",
@@ -104,6 +106,10 @@ class InferCall:
         self._regions: RegionLease | None = None
         # Responses that were not final; there should be none.
         self._earlier: list[InferenceResponse] | None = None
+        # What it holds of the server's budget of bytes, if there is one.
+        self._lease: ByteLease | None = None
+        if service.byte_budget is not None and not self._is_admitted(service.byte_budget):
+            return
         core_calls.receive_message(self._call, self._on_message)
 
     def send(self, response: InferenceResponse | None, final: bool) -> None:
@@ -138,12 +144,25 @@ class InferCall:
         try:
             if message is None:
                 raise internal_error(_NO_MESSAGE)
+            if self._lease is not None:
+                self._service.received(len(message))
+                self._lease.resize(len(message))
             self._submit(message, received_ns)
         except Exception as error:
             self._fail(as_inference_error(error))
         else:
             if not self._is_answered:
                 self._service.loop.watch_later(self)
+
+    def _is_admitted(self, budget: ByteBudget) -> bool:
+        """Take what the message probably needs, or refuse the call before the message is read."""
+        self._lease = ByteLease(self._service.expected_bytes)
+        try:
+            self._lease.hold(budget)
+        except InferenceError as error:
+            self._fail(error)
+            return False
+        return True
 
     def _submit(self, message: bytes, received_ns: int) -> None:
         service = self._service
@@ -165,8 +184,10 @@ class InferCall:
         self._cancellation = request.cancellation
         if service.forwarding is not None:
             service.forward_headers(request, self._metadata)
-        if service.server.tracer.is_on:
-            service.server.tracer.begin(request, GRPC)
+        tracer = service.server.tracer
+        if tracer.is_on or request.parameters is not None:
+            tracer.begin(request, GRPC, self._metadata)
+        request.lease = self._lease
         service.server.submit(request)
 
     def _answer(self, response: InferenceResponse) -> None:
@@ -197,6 +218,8 @@ class InferCall:
     def _fail(self, error: InferenceError) -> None:
         if self._regions is not None:
             self._regions.release()
+        if self._lease is not None:
+            self._lease.release()
         core_calls.reply_status(
             self._call,
             GRPC_CODES[error.code],
@@ -204,6 +227,7 @@ class InferCall:
             self._service.loop.call_ended,
             starts=True,
             closes=self._take_close(),
+            retry_after_s=error.retry_after_s,
         )
 
     def _take_close(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote
 
 from starlette.types import ASGIApp
@@ -18,6 +18,9 @@ from cantata.runtime.frontends.http.connection import Exchange
 from cantata.runtime.frontends.http.errors import JSON_HEADERS, error_body, json_size_error, status_of
 
 _log = logging.getLogger("cantata.http")
+
+# The extension that holds what the request's body holds of budgets of bytes.
+LEASE: Final = "cantata.lease"
 
 # What ASGI calls a message or a scope: the one place where its untyped dictionaries are met.
 _Message = MutableMapping[str, Any]
@@ -28,6 +31,11 @@ async def serve_asgi(application: ASGIApp, exchange: Exchange, max_body_size: in
 
     A body over `max_body_size` has been dropped, and is refused here.
     """
+    if exchange.refusal is not None:
+        error = exchange.refusal
+        headers = JSON_HEADERS + b"Retry-After: %d\r\n" % error.retry_after_s
+        exchange.respond(status_of(error), headers, error_body(error.message))
+        return
     if exchange.has_oversized_body:
         error = json_size_error(exchange.body_size, max_body_size)
         exchange.respond(status_of(error), JSON_HEADERS, error_body(error.message))
@@ -60,6 +68,7 @@ def _scope_of(exchange: Exchange) -> _Message:
         "headers": exchange.headers,
         "client": None,
         "server": None,
+        "extensions": {LEASE: exchange.lease},
     }
 
 

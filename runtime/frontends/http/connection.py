@@ -14,7 +14,11 @@ from typing import Final, Protocol, cast
 
 import httptools
 
-MAX_HEAD_SIZE: Final = 64 << 10
+from cantata.runtime.admission import ByteLease
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError
+from cantata.runtime.frontends.http.client_limits import ClientLimits, Patience, Phase
+
 MAX_CHUNKS: Final = 65536
 # How many requests a client may send ahead of their answers before its connection is no longer read.
 MAX_PIPELINED: Final = 16
@@ -32,10 +36,22 @@ class Handler(Protocol):
     """What serves the requests of one port."""
 
     def body_limit(self, exchange: Exchange) -> int | None:
-        """How many bytes of body to keep of a request whose head has arrived; what follows is counted only."""
+        """How many bytes of body to keep of a request whose head has arrived; what follows is counted only.
+
+        May give the exchange a lease, which grows with a body whose length was not said, or refuse it.
+        """
 
     def handle(self, exchange: Exchange) -> None:
         """Take a whole request, and answer it later: never inside this call, which must not raise."""
+
+
+class _RefusedError(Exception):
+    """A request that is not to be read further; raised inside the parser's callbacks."""
+
+    def __init__(self, status: int, text: bytes) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
 
 
 class Exchange:
@@ -53,8 +69,10 @@ class Exchange:
         "headers",
         "is_disconnected",
         "keep_alive",
+        "lease",
         "method",
         "on_disconnect",
+        "refusal",
         "sent_names",
         "url",
     )
@@ -70,6 +88,20 @@ class Exchange:
         self.keep_alive = True
         self.is_disconnected = False
         self.on_disconnect: Callable[[], None] | None = None
+        # What its body holds of budgets of bytes, until it is answered or somebody else takes it over.
+        self.lease: ByteLease | None = None
+        # Why its body was not kept.
+        self.refusal: InferenceError | None = None
+
+    def refuse(self, error: InferenceError) -> None:
+        """Keep nothing of its body, and answer it with `error` when it has been read."""
+        self.refusal = error
+        self.release()
+
+    def release(self) -> None:
+        """Give back what its body holds of budgets."""
+        if self.lease is not None:
+            self.lease.release()
 
     def header(self, name: bytes) -> bytes | None:
         """The value of the first header of that lower-case name."""
@@ -119,15 +151,26 @@ class Exchange:
 
 
 class Connections:
-    """The open connections of one port, so that they can be drained and closed."""
+    """The open connections of one port, so that they can be drained and closed, and what they are allowed."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: ClientLimits | None = None) -> None:
+        self.limits = limits or ClientLimits()
         self.is_draining = False
         self._open: set[Connection] = set()
         self._all_closed: asyncio.Event | None = None
 
     def add(self, connection: Connection) -> None:
         self._open.add(connection)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether those that are open are no more than may be."""
+        return not self.limits.max_connections or len(self._open) <= self.limits.max_connections
+
+    def end_overdue(self, now_ms: int) -> None:
+        """End the connections whose clients have taken too long; called about once a second."""
+        for connection in list(self._open):
+            connection.end_if_overdue(now_ms)
 
     def remove(self, connection: Connection) -> None:
         self._open.discard(connection)
@@ -175,6 +218,12 @@ class Connection(asyncio.Protocol):
         self._is_last_request = False
         # Set while the transport's write buffer is full.
         self._writable: asyncio.Event | None = None
+        # Requests that have come, and full write buffers that were emptied: what the client has achieved so far.
+        self._request_count = 0
+        self._resume_count = 0
+        # Whether it was refused, and is left open until that has been read.
+        self._is_lingering = False
+        self._patience = Patience(monotonic_ns() // 1_000_000)
 
     # What asyncio calls.
 
@@ -182,6 +231,8 @@ class Connection(asyncio.Protocol):
         # uvloop's transports are transports by behaviour only.
         self.transport = cast(asyncio.Transport, transport)
         self._connections.add(self)
+        if not self._connections.has_room:
+            self._refuse(503, b"there are too many connections", b"Retry-After: 1\r\n")
 
     def data_received(self, data: bytes) -> None:
         if self._is_last_request:
@@ -192,24 +243,30 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._refuse(400, b"upgrading the connection is not supported")
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
+            refused = error.__context__
+            if isinstance(refused, _RefusedError):
+                self._refuse(refused.status, refused.text)
             # The parser also objects to bytes behind a request that asked for the connection to be closed.
-            if not self._is_last_request:
+            elif not self._is_last_request:
                 self._refuse(400, b"not a valid HTTP request")
         else:
-            if self._in_head and self._head_size > MAX_HEAD_SIZE:
+            if self._in_head and self._head_size > self._connections.limits.max_header_size:
                 self._refuse(431, b"the request's head is too large")
             elif self._chunk_count > MAX_CHUNKS:
                 self._refuse(400, b"the request's body has too many chunks")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.remove(self)
-        self._waiting.clear()
+        self._forget_waiting()
+        if self._arriving is not None:
+            self._arriving.release()
         current, self._current = self._current, None
         if self._writable is not None:
             self._writable.set()
         if current is not None:
             current.is_disconnected = True
+            current.release()
             if current.on_disconnect is not None:
                 current.on_disconnect()
 
@@ -218,6 +275,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         writable, self._writable = self._writable, None
+        self._resume_count += 1
         if writable is not None:
             writable.set()
         self._start_next()
@@ -243,6 +301,9 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         exchange = self._arriving
         assert exchange is not None
+        limits = self._connections.limits
+        if len(exchange.headers) > limits.max_header_count:
+            raise _RefusedError(431, b"the request has too many headers")
         self._in_head = False
         exchange.method = self._parser.get_method()
         exchange.url = self._url
@@ -250,10 +311,16 @@ class Connection(asyncio.Protocol):
         self._body_limit = self._handler.body_limit(exchange)
         # The parser has refused a length that is not a number.
         length = int(exchange.header(b"content-length") or 0)
-        if MIN_PREALLOCATED < length <= min(MAX_PREALLOCATED, self._body_limit or MAX_PREALLOCATED):
+        if length > limits.max_request_size:
+            raise _TOO_LARGE
+        fits = self._body_limit is None or length <= self._body_limit
+        if MIN_PREALLOCATED < length <= MAX_PREALLOCATED and fits:
             self._buffer = bytearray(length)
         if self._current is None and (exchange.header(b"expect") or b"").lower() == b"100-continue":
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if exchange.refusal is None:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            else:
+                self._answer_early(exchange)
 
     def on_chunk_complete(self) -> None:
         self._chunk_count += 1
@@ -263,6 +330,10 @@ class Connection(asyncio.Protocol):
         assert exchange is not None
         start = exchange.body_size
         exchange.body_size = end = start + len(body)
+        if end > self._connections.limits.max_request_size:
+            raise _TOO_LARGE
+        if exchange.lease is not None and end > exchange.lease.size:
+            self._grow(exchange, end)
         if self._body_limit is not None and end > self._body_limit:
             self._pieces.clear()
         elif self._buffer is not None:
@@ -273,6 +344,9 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         exchange, self._arriving = self._arriving, None
         assert exchange is not None
+        if self._is_last_request:
+            # It was answered before its body came.
+            return
         pieces, self._pieces = self._pieces, []
         if self._buffer is not None:
             exchange.body, self._buffer = self._buffer, None
@@ -280,11 +354,33 @@ class Connection(asyncio.Protocol):
             exchange.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._in_head = True
         self._head_size = 0
+        self._request_count += 1
         self._is_last_request = not exchange.keep_alive
         self._waiting.append(exchange)
         self._start_next()
 
+    def _grow(self, exchange: Exchange, size: int) -> None:
+        """A body whose length was not said has reached `size`: take so much of its budgets, or keep none of it."""
+        assert exchange.lease is not None
+        try:
+            exchange.lease.resize(size)
+        except InferenceError as error:
+            exchange.refuse(error)
+            self._body_limit = 0
+
     # The order of requests and answers.
+
+    def _answer_early(self, exchange: Exchange) -> None:
+        """Refuse a request whose body waits to be asked for. It may come all the same, so nothing is read after it."""
+        exchange.keep_alive = False
+        self._is_last_request = True
+        self._waiting.append(exchange)
+        self._start_next()
+
+    def _forget_waiting(self) -> None:
+        for exchange in self._waiting:
+            exchange.release()
+        self._waiting.clear()
 
     def _start_next(self) -> None:
         if self._current is None and self._waiting and self._writable is None:
@@ -296,10 +392,11 @@ class Connection(asyncio.Protocol):
 
     def exchange_finished(self, exchange: Exchange) -> None:
         """`exchange` has been answered in full."""
+        exchange.release()
         if exchange is self._current:
             self._current = None
         if not exchange.keep_alive or self._connections.is_draining:
-            self._waiting.clear()
+            self._forget_waiting()
             self.transport.close()
         elif self._waiting:
             self._start_next()
@@ -323,10 +420,52 @@ class Connection(asyncio.Protocol):
             else:
                 self.transport.pause_reading()
 
-    def _refuse(self, status: int, text: bytes) -> None:
-        """Answer bytes that are not a request, and close: what follows them cannot be understood."""
-        if not self.transport.is_closing():
-            exchange = Exchange(self, b"")
-            exchange.keep_alive = False
-            body = b'{"error":"%s"}' % text
-            exchange.respond(status, b"Content-Type: application/json\r\n", body)
+    def end_if_overdue(self, now_ms: int) -> None:
+        """End the connection if its client has been too long at the same thing."""
+        if self.transport.is_closing():
+            return
+        phase, progress = self._standing()
+        if not self._patience.has_ended(phase, progress, now_ms, self._connections.limits):
+            return
+        if phase is Phase.WRITING:
+            self.transport.abort()
+        elif phase is Phase.BODY or (phase is Phase.HEADERS and self._arriving is not None):
+            self._refuse(408, b"the request took too long to arrive")
+        else:
+            self.transport.close()
+
+    def _standing(self) -> tuple[Phase, int]:
+        """What the connection is at, and a number that changes as its client gets on with it."""
+        if self._is_lingering:
+            return Phase.LINGERING, 0
+        if waiting := self.transport.get_write_buffer_size():
+            return Phase.WRITING, (self._resume_count << 40) - waiting
+        if self._current is not None:
+            return Phase.SERVED, 0
+        if self._arriving is None and self._request_count:
+            return Phase.IDLE, self._request_count
+        if self._in_head or self._arriving is None:
+            return Phase.HEADERS, self._request_count
+        return Phase.BODY, (self._request_count << 40) + self._arriving.body_size
+
+    def _refuse(self, status: int, text: bytes, headers: bytes = b"") -> None:
+        """Answer what will not be read further, and close: what follows cannot be understood, or is not wanted."""
+        if self.transport.is_closing() or self._is_lingering:
+            return
+        exchange = Exchange(self, b"")
+        exchange.keep_alive = False
+        body = b'{"error":"%s"}' % text
+        headers += b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+        self.transport.write(exchange.head(status, headers) + body)
+        self._is_last_request = True
+        if self._current is not None:
+            self.transport.close()
+            return
+        # A connection that is closed with bytes unread is reset, which takes the answer with it. So these are read,
+        # and dropped, for a while.
+        self._is_lingering = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+
+_TOO_LARGE: Final = _RefusedError(413, b"the request's body is too large")

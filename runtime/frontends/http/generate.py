@@ -17,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, invalid_argument
+from cantata.runtime.frontends.http.asgi import LEASE
 from cantata.runtime.frontends.http.errors import checked_version, error_body, status_of
 from cantata.runtime.frontends.http.generate_codec import decode_generate_request, encode_generate_response
 from cantata.runtime.observe.trace import HTTP
@@ -135,8 +136,9 @@ class GenerateEndpoints:
         watcher = asyncio.ensure_future(_cancel_on_disconnect(request, inference))
         try:
             with self._server.workers.collecting() as work:
-                if self._server.tracer.is_on:
-                    self._server.tracer.begin(inference, HTTP)
+                tracer = self._server.tracer
+                if tracer.is_on or inference.parameters is not None:
+                    tracer.begin(inference, HTTP, request.headers.raw)
                 self._server.submit(inference)
                 work.run()
             yield stream
@@ -163,6 +165,7 @@ class GenerateEndpoints:
             id=body.id,
             parameters=body.parameters or None,
         )
+        inference.lease = request.scope["extensions"][LEASE]
         return inference, stream
 
 

@@ -104,6 +104,8 @@ class InferRoute:
         received_ns = monotonic_ns()
         regions: RegionLease | None = None
         try:
+            if exchange.refusal is not None:
+                raise exchange.refusal
             if self.is_stopping:
                 raise unavailable("Server not ready")
             model = self._server.model(model_name, checked_version(model_version))
@@ -129,9 +131,13 @@ class InferRoute:
                 parameters=body.parameters,
             )
             exchange.on_disconnect = request.cancellation.cancel
-            if self._server.tracer.is_on:
-                self._server.tracer.begin(request, HTTP)
+            request.lease = exchange.lease
+            tracer = self._server.tracer
+            if tracer.is_on or request.parameters is not None:
+                tracer.begin(request, HTTP, exchange.headers)
             self._server.submit(request)
+            # The request has it now.
+            exchange.lease = None
         except InferenceError as error:
             self._refuse(exchange, error, regions)
         except Exception:
@@ -153,7 +159,11 @@ class InferRoute:
                 encoding = value
         if exchange.has_oversized_body:
             raise json_size_error(exchange.body_size, limit)
-        body = exchange.body if encoding is None else decompressed(exchange.body, encoding, limit)
+        body = exchange.body
+        if encoding is not None:
+            body = decompressed(body, encoding, limit)
+            if exchange.lease is not None and body is not exchange.body:
+                exchange.lease.resize(len(exchange.body) + len(body))
         return decode_infer_request(body, header_length, model.spec, limit, self._server.shared_memory)
 
     def _forward_headers(self, exchange: Exchange, decoded: InferBody, forwarding: HeaderForwarding) -> None:
@@ -229,4 +239,6 @@ def _error_answer(exchange: Exchange, error: InferenceError) -> bytes:
     headers = JSON_HEADERS
     if error.message == "Unsupported compression type":
         headers += b"Accept-Encoding: gzip, deflate\r\n"
+    if error.retry_after_s:
+        headers += b"Retry-After: %d\r\n" % error.retry_after_s
     return exchange.head(status_of(error), headers + b"Content-Length: %d\r\n" % len(body)) + body

@@ -244,7 +244,10 @@ def _error(status: int, message: str) -> Response:
 
 async def _inference_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, InferenceError)
-    return _error(status_of(error), error.message)
+    response = _error(status_of(error), error.message)
+    if error.retry_after_s:
+        response.headers["retry-after"] = str(error.retry_after_s)
+    return response
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import ssl
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -17,7 +18,11 @@ from urllib.parse import unquote
 import uvloop
 from starlette.types import ASGIApp
 
+from cantata.runtime.admission import ByteLease
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError
 from cantata.runtime.frontends.http.asgi import serve_asgi
+from cantata.runtime.frontends.http.client_limits import ClientLimits
 from cantata.runtime.frontends.http.connection import Connection, Connections, Exchange
 from cantata.runtime.frontends.http.infer import InferRoute
 from cantata.runtime.frontends.http.options import HttpOptions
@@ -28,7 +33,10 @@ if TYPE_CHECKING:
     from cantata.runtime.server import Server
 
 _BACKLOG: Final = 1024
+# How often connections are looked at for clients that are too slow.
+_LOOK_INTERVAL_S: Final = 1.0
 _INFER_PATH: Final = re.compile(rb"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
+_GENERATE_PATH: Final = re.compile(rb"/v2/models/([^/]+)(?:/versions/([0-9]+))?/generate(?:_stream)?")
 # How many addresses of models are remembered with what they mean.
 _MAX_KNOWN_URLS: Final = 1024
 _MAX_METRICS_BODY: Final = 1 << 10
@@ -67,9 +75,15 @@ class HttpServer:
             for bound in sockets:
                 bound.close()
             raise
+        try:
+            contexts = self._tls_contexts()
+        except OSError:
+            for bound in sockets:
+                bound.close()
+            raise
         is_serving = threading.Event()
         self._thread = threading.Thread(
-            target=self._serve, args=(sockets, is_serving), name="cantata-http", daemon=True
+            target=self._serve, args=(sockets, contexts, is_serving), name="cantata-http", daemon=True
         )
         self._thread.start()
         is_serving.wait()
@@ -97,11 +111,25 @@ class HttpServer:
         loop.call_soon_threadsafe(loop.stop)
         self._thread.join()
 
-    def _serve(self, sockets: list[socket.socket], is_serving: threading.Event) -> None:
+    def _tls_contexts(self) -> list[ssl.SSLContext | None]:
+        """The TLS context of each port, None for a plain one; raises OSError where a certificate will not do."""
+        options = self._options
+        context = None if options.tls is None else options.tls.context()
+        contexts = [] if options.port is None else [context]
+        if options.metrics_port is not None:
+            contexts.append(context if options.metrics_use_ssl else None)
+        return contexts
+
+    def _serve(
+        self,
+        sockets: list[socket.socket],
+        contexts: list[ssl.SSLContext | None],
+        is_serving: threading.Event,
+    ) -> None:
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         try:
-            self._listen(loop, sockets)
+            self._listen(loop, sockets, contexts)
             self._loop = loop
             is_serving.set()
             loop.run_forever()
@@ -114,10 +142,15 @@ class HttpServer:
             loop.close()
             is_serving.set()
 
-    def _listen(self, loop: asyncio.AbstractEventLoop, sockets: list[socket.socket]) -> None:
-        for bound, handler in zip(sockets, self._handlers(loop), strict=True):
-            port = _Port(handler)
-            loop.run_until_complete(port.listen(loop, bound))
+    def _listen(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sockets: list[socket.socket],
+        contexts: list[ssl.SSLContext | None],
+    ) -> None:
+        for bound, context, handler in zip(sockets, contexts, self._handlers(loop), strict=True):
+            port = _Port(handler, self._options.limits)
+            loop.run_until_complete(port.listen(loop, bound, context))
             self._ports.append(port)
 
     def _handlers(self, loop: asyncio.AbstractEventLoop) -> list[_HttpHandler | _AsgiHandler]:
@@ -127,7 +160,12 @@ class HttpServer:
             handlers.append(self._http_handler)
         if self._options.metrics_port is not None:
             cpu = CpuFigures.available() if self._options.allow_cpu_metrics else None
-            metrics = MetricsText(self._server.model_figures, cpu, self._server.custom_metrics.lines)
+            metrics = MetricsText(
+                self._server.model_figures,
+                cpu,
+                self._server.custom_metrics.lines,
+                self._server.admission.server,
+            )
             handlers.append(_AsgiHandler(create_metrics_application(metrics.render), loop, _MAX_METRICS_BODY))
         return handlers
 
@@ -138,6 +176,7 @@ class HttpServer:
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*draining), grace_s)
         for port in self._ports:
+            port.stop_looking()
             port.connections.abort()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
@@ -148,20 +187,38 @@ class HttpServer:
 class _Port:
     """One listening socket, and the connections that it has accepted."""
 
-    def __init__(self, handler: _HttpHandler | _AsgiHandler) -> None:
-        self.connections = Connections()
+    def __init__(self, handler: _HttpHandler | _AsgiHandler, limits: ClientLimits) -> None:
+        self.connections = Connections(limits)
         self._handler = handler
         self._listener: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def listen(self, loop: asyncio.AbstractEventLoop, bound: socket.socket) -> None:
+    async def listen(
+        self, loop: asyncio.AbstractEventLoop, bound: socket.socket, context: ssl.SSLContext | None
+    ) -> None:
+        timeout_ms = self.connections.limits.header_timeout
         self._listener = await loop.create_server(
-            lambda: Connection(self._handler, self.connections), sock=bound, backlog=_BACKLOG
+            lambda: Connection(self._handler, self.connections),
+            sock=bound,
+            backlog=_BACKLOG,
+            ssl=context,
+            ssl_handshake_timeout=timeout_ms / 1000 if context is not None and timeout_ms else None,
         )
+        self._look_after_connections(loop)
+
+    def _look_after_connections(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.connections.end_overdue(monotonic_ns() // 1_000_000)
+        self._timer = loop.call_later(_LOOK_INTERVAL_S, self._look_after_connections, loop)
 
     def stop_listening(self) -> None:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+
+    def stop_looking(self) -> None:
+        """No more connections are ended for being slow."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class _AsgiHandler:
@@ -187,6 +244,8 @@ class _HttpHandler:
     """Serves the HTTP port: infer requests go their own short way, all others through the application."""
 
     def __init__(self, server: Server, options: HttpOptions, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._admission = server.admission
         self._infer = InferRoute(server, options, loop)
         self._application = _AsgiHandler(create_application(server, options), loop, options.max_input_size)
         self._max_input_size = options.max_input_size
@@ -198,28 +257,59 @@ class _HttpHandler:
 
     def body_limit(self, exchange: Exchange) -> int | None:
         """None for binary tensors behind a JSON header, which have no limit: they are as large as they must be."""
+        limit: int | None = self._max_input_size
         header_length = exchange.header(b"inference-header-content-length")
         if header_length not in (None, b"0") and exchange.header(b"content-encoding") is None:
-            return None
-        return self._max_input_size
+            limit = None
+        if self._admission.is_on and exchange.method == b"POST":
+            self._admit(exchange, limit)
+            if exchange.refusal is not None:
+                return 0
+        return limit
 
     def handle(self, exchange: Exchange) -> None:
-        url = exchange.url
-        target = self._known_urls.get(url)
-        if target is None and url not in self._known_urls:
-            target = self._resolve(url)
+        target = self._target(exchange.url)
         if target is None or exchange.method != b"POST":
             self._application.handle(exchange)
         else:
             self._infer.accept(exchange, *target)
 
+    def _admit(self, exchange: Exchange, limit: int | None) -> None:
+        """Have an inference request take what its body will need, before any of it is kept."""
+        length = int(exchange.header(b"content-length") or 0)
+        if limit is not None and length > limit:
+            # None of it will be kept.
+            return
+        target = self._target(exchange.url)
+        if target is None:
+            match = _GENERATE_PATH.fullmatch(exchange.url.partition(b"?")[0])
+            target = None if match is None else _model_in(match)
+        if target is None:
+            return
+        exchange.lease = ByteLease(length)
+        try:
+            self._server.hold(exchange.lease, *target)
+        except InferenceError as error:
+            exchange.refuse(error)
+
+    def _target(self, url: bytes) -> tuple[str, int] | None:
+        """The model and the version whose infer address it is, None for another address."""
+        target = self._known_urls.get(url)
+        if target is None and url not in self._known_urls:
+            target = self._resolve(url)
+        return target
+
     def _resolve(self, url: bytes) -> tuple[str, int] | None:
         match = _INFER_PATH.fullmatch(url.partition(b"?")[0])
-        target = None if match is None else (unquote(match[1].decode("latin-1")), int(match[2] or -1))
+        target = None if match is None else _model_in(match)
         if len(self._known_urls) >= _MAX_KNOWN_URLS:
             self._known_urls.clear()
         self._known_urls[url] = target
         return target
+
+
+def _model_in(match: re.Match[bytes]) -> tuple[str, int]:
+    return unquote(match[1].decode("latin-1")), int(match[2] or -1)
 
 
 def _bound_socket(address: str, port: int, reuse_port: bool) -> socket.socket:
