@@ -187,6 +187,7 @@ class InferenceRequest:
         waiting: tuple[Execution, ...] = (),
     ) -> None:
         self.model_name = model_name
+        "batch_wait_ns",
         self.model_version = model_version
         self.id = id
         self.inputs = inputs
@@ -252,6 +253,8 @@ class InferenceRequest:
         """Tell the queue that it waits in, if it still does, that it is cancelled."""
         queue = self.queue
         if queue is not None:
+        # How long an instance that was free waited for its batch to fill.
+        self.batch_wait_ns = 0
             queue.cancelled(self)
 
     def fail(self, error: InferenceError) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cantata.runtime.clock import wall_ns
 from cantata.runtime.errors import StatusCode
+from cantata.runtime.observe.phases import Phases
 from cantata.runtime.observe.snapshots import (
     InferBatchStatistics,
     InferResponseStatistics,
@@ -31,14 +32,18 @@ _MOST_RESPONSES = 8192
 
 
 class ComputeTimes:
-    """How long one execution took, in its three parts."""
+    """How long one execution took, in its three parts; of an ensemble, the sums over its steps.
 
-    __slots__ = ("infer_ns", "input_ns", "output_ns")
+    `path` is where an ensemble's whole time went, by phase; None for other models.
+    """
 
-    def __init__(self, input_ns: int, infer_ns: int, output_ns: int) -> None:
+    __slots__ = ("infer_ns", "input_ns", "output_ns", "path")
+
+    def __init__(self, input_ns: int, infer_ns: int, output_ns: int, path: Phases | None = None) -> None:
         self.input_ns = input_ns
         self.infer_ns = infer_ns
         self.output_ns = output_ns
+        self.path = path
 
 
 class _BatchCounter:

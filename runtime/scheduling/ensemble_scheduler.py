@@ -26,6 +26,7 @@ from cantata.dag.run import (
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument, unavailable
 from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.observe.phases import EnsembleTimes, StepFigures
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.observe.statistics import REASON_OTHER, ComputeTimes, StatisticsCounter
 from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START, InferenceRequest
@@ -37,8 +38,10 @@ from cantata.runtime.tensor import Tensor
 _Run: TypeAlias = EnsembleRun[Tensor, InferenceError]
 _Instruction: TypeAlias = Instruction[Tensor, InferenceError]
 _Answer: TypeAlias = Respond[Tensor] | Finish | Fail[InferenceError]
-# A step of one request that waits for a place.
-_WaitingStep: TypeAlias = "tuple[_Flight, RunStep[Tensor]]"
+# A step of one request that waits for a place, and the step whose answer made it ready.
+_WaitingStep: TypeAlias = "tuple[_Flight, RunStep[Tensor], _StepSender | None]"
+# With so many steps of one request their times are counted as they end: a stream may have no end.
+_MOST_SPANS = 256
 _WITHHELD = unavailable("the ensemble has failed already")
 _SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
 
@@ -63,6 +66,7 @@ class EnsembleScheduler:
         self._in_flight = InFlight()
         self._lock = threading.Lock()
         self._statistics = StatisticsCounter()
+        self._times = EnsembleTimes(spec.model_name, {step.index: step.model_name for step in plan.steps})
 
     def enqueue(self, request: InferenceRequest) -> None:
         """Accept a validated request and run its first steps; raises InferenceError when it is refused."""
@@ -107,13 +111,26 @@ class EnsembleScheduler:
         """An ensemble itself can always run; its steps' models may not."""
         return None
 
-    def count_success(self, request: InferenceRequest, times: ComputeTimes) -> None:
+    def step_figures(self) -> tuple[StepFigures, ...]:
+        """Where the time of the requests that were answered went."""
+        with self._lock:
+            return self._times.figures()
+
+    def count_success(
+        self, request: InferenceRequest, times: ComputeTimes, spans: list[_StepSender], last: _StepSender
+    ) -> None:
         """Count a request that is about to be answered finally; `times` are the sums over its steps."""
         end_ns = monotonic_ns()
         request.times = times
         with self._lock:
             self._statistics.count_execution(request.batch_size, times)
             self._statistics.count_success(request, request.started_ns, times, end_ns)
+            times.path = self._times.count(request.received_ns, request.queued_ns, spans, last, end_ns)
+
+    def count_early(self, spans: list[_StepSender]) -> None:
+        """Count the times of steps that have ended, of a request that has not."""
+        with self._lock:
+            self._times.count_early(spans)
 
     def count_failure(self, request: InferenceRequest, error: InferenceError) -> None:
         """Count a request that is about to fail."""
@@ -126,25 +143,60 @@ class EnsembleScheduler:
 
 
 class _StepSender:
-    """Takes the responses of one step request back to its run."""
+    """Takes the responses of one step request back to its run, and keeps when what happened to it: a Span."""
 
-    __slots__ = ("_flight", "_run_step", "request")
+    __slots__ = (
+        "_flight",
+        "_run_step",
+        "batch_wait_ns",
+        "blocked_ns",
+        "ended_ns",
+        "is_counted",
+        "origin",
+        "received_ns",
+        "request",
+        "started_ns",
+        "step",
+        "times",
+        "until_ns",
+    )
 
-    def __init__(self, flight: _Flight, run_step: RunStep[Tensor]) -> None:
+    batch_wait_ns: int
+    started_ns: int
+    times: ComputeTimes | None
+
+    def __init__(
+        self, flight: _Flight, run_step: RunStep[Tensor], origin: _StepSender | None, received_ns: int
+    ) -> None:
         self._flight = flight
-        self._run_step = run_step
-        # Its request, until that has ended: the two would keep each other for the collector of cycles.
+        # It and its request, until that has ended: they would keep the tensors, and each other.
+        self._run_step: RunStep[Tensor] | None = run_step
         self.request: InferenceRequest | None = None
+        self.step = run_step.step.index
+        self.origin = origin
+        self.received_ns = received_ns
+        self.blocked_ns = 0
+        self.ended_ns = 0
+        self.until_ns = 0
+        self.is_counted = False
 
     def send(self, response: InferenceResponse | None, final: bool) -> None:
-        request = self.request
+        request, run_step = self.request, self._run_step
         assert request is not None
+        assert run_step is not None
+        now_ns = monotonic_ns()
         if final:
-            self.request = None
-        self._flight.step_answered(self._run_step, request, response, final)
+            self.request = self._run_step = None
+            self.started_ns = request.started_ns
+            self.batch_wait_ns = request.batch_wait_ns
+            self.times = request.times
+            self.ended_ns = now_ns
+        self._flight.step_answered(self, run_step, response, final, now_ns)
 
     def wait_until_ready(self) -> None:
+        start_ns = monotonic_ns()
         self._flight.wait_until_ready()
+        self.blocked_ns += monotonic_ns() - start_ns
 
 
 class _Flight:
@@ -154,9 +206,11 @@ class _Flight:
     """
 
     __slots__ = (
+        "_count_at",
         "_infer_ns",
         "_input_ns",
         "_is_sending",
+        "_last",
         "_lock",
         "_outbox",
         "_output_ns",
@@ -164,6 +218,7 @@ class _Flight:
         "_request",
         "_run",
         "_scheduler",
+        "_spans",
     )
 
     def __init__(self, scheduler: EnsembleScheduler, request: InferenceRequest, plan: Plan) -> None:
@@ -177,6 +232,10 @@ class _Flight:
         self._output_ns = 0
         self._outbox: deque[_Answer] = deque()
         self._is_sending = False
+        # The steps so far, until they are counted; and the one that ended last.
+        self._spans: list[_StepSender] = []
+        self._count_at = _MOST_SPANS
+        self._last: _StepSender | None = None
 
     def start(self) -> None:
         """Run the steps that need nothing but the request's own tensors."""
@@ -184,25 +243,28 @@ class _Flight:
             if self._request.cancellation.is_cancelled:
                 self._run.cancel()
             steps = self._sort(self._run.start(self._request.inputs))
-        self._carry_out(steps)
+        self._carry_out(steps, None, self._request.queued_ns)
 
     def step_answered(
         self,
+        sender: _StepSender,
         run_step: RunStep[Tensor],
-        step_request: InferenceRequest,
         response: InferenceResponse | None,
         final: bool,
+        now_ns: int,
     ) -> None:
         """One response of one step; called on whichever thread has it."""
         if final and self._scheduler.limits is not None:
             self._release(self._scheduler.limits, run_step)
         with self._lock:
-            if final and step_request.times is not None:
-                self._add_times(step_request.times)
+            if final:
+                self._last = sender
+                if sender.times is not None:
+                    self._add_times(sender.times)
             if self._request.cancellation.is_cancelled:
                 self._run.cancel()
             steps = self._sort(self._advance(run_step, response, final))
-        self._carry_out(steps)
+        self._carry_out(steps, sender, now_ns)
 
     def wait_until_ready(self) -> None:
         """Hold back a step that streams while this ensemble's reader, or the steps after it, are behind."""
@@ -210,15 +272,22 @@ class _Flight:
             self._scheduler.limits.wait_for_room(self._request.cancellation)
         self._request.sender.wait_until_ready()
 
-    def dispatch(self, run_step: RunStep[Tensor]) -> list[RunStep[Tensor]]:
-        """Send one step's request to its model. Returns the steps to run because it was refused: usually none."""
+    def dispatch(
+        self, run_step: RunStep[Tensor], origin: _StepSender | None, now_ns: int
+    ) -> list[RunStep[Tensor]]:
+        """Send one step's request to its model. Returns the steps to run because it was refused: usually none.
+
+        `origin` is the step whose answer made it ready.
+        """
         error: InferenceError | None = None
         if self._run.is_stopped:
             # The first error is kept: this one is never seen.
             error = _WITHHELD
         else:
             try:
-                self._scheduler.step_models[run_step.step.index].accept(self._step_request(run_step))
+                self._scheduler.step_models[run_step.step.index].accept(
+                    self._step_request(run_step, origin, now_ns)
+                )
             except InferenceError as refusal:
                 error = self._located(run_step, refusal)
         if error is None:
@@ -228,7 +297,9 @@ class _Flight:
         with self._lock:
             return self._sort(self._run.step_failed(run_step, error))
 
-    def _step_request(self, run_step: RunStep[Tensor]) -> InferenceRequest:
+    def _step_request(
+        self, run_step: RunStep[Tensor], origin: _StepSender | None, now_ns: int
+    ) -> InferenceRequest:
         request = self._request
         step = run_step.step
         correlation_id, flags = request.correlation_id, request.flags
@@ -240,12 +311,15 @@ class _Flight:
         for name, adaptation in step.adaptations:
             if name in inputs:
                 inputs[name] = _adapted(inputs[name], adaptation)
-        sender = _StepSender(self, run_step)
+        sender = _StepSender(self, run_step, origin, now_ns)
+        self._spans.append(sender)
+        if len(self._spans) >= self._count_at:
+            self._count_early()
         step_request = sender.request = InferenceRequest(
             step.model_name,
             inputs,
             sender,
-            monotonic_ns(),
+            now_ns,
             model_version=step.model_version,
             id=request.id,
             requested_outputs=step.output_names,
@@ -292,13 +366,13 @@ class _Flight:
                 self._outbox.append(instruction)
         return steps
 
-    def _carry_out(self, steps: list[RunStep[Tensor]]) -> None:
-        """Run steps, and those that their refusals lead to; then send what there is to answer."""
+    def _carry_out(self, steps: list[RunStep[Tensor]], origin: _StepSender | None, now_ns: int) -> None:
+        """Run steps that `origin`'s answer made ready, and those that their refusals lead to; then send the answers."""
         limits = self._scheduler.limits
         while steps:
             run_step = steps.pop(0)
-            if limits is None or limits.acquire(run_step.step.index, (self, run_step)):
-                steps += self.dispatch(run_step)
+            if limits is None or limits.acquire(run_step.step.index, (self, run_step, origin)):
+                steps += self.dispatch(run_step, origin, now_ns)
         if self._outbox:
             self._send_answers()
 
@@ -306,8 +380,26 @@ class _Flight:
         """Let the next request of any run into the step that this one leaves."""
         following = limits.release(run_step.step.index)
         if following is not None:
-            flight, next_step = following
-            flight._carry_out(flight.dispatch(next_step))
+            flight, next_step, origin = following
+            flight._take_place(next_step, origin)
+
+    def _take_place(self, run_step: RunStep[Tensor], origin: _StepSender | None) -> None:
+        """Run a step that has waited for a place."""
+        now_ns = monotonic_ns()
+        if origin is not None and origin.ended_ns and not origin.is_counted:
+            # What made it ready was blocked until now.
+            origin.ended_ns = now_ns
+        self._carry_out(self.dispatch(run_step, origin, now_ns), origin, now_ns)
+
+    def _count_early(self) -> None:
+        """Count the steps that have ended: this request has had many."""
+        with self._lock:
+            ended = [span for span in self._spans if span.ended_ns]
+            self._spans = [span for span in self._spans if not span.ended_ns]
+            self._count_at = 2 * len(self._spans) + _MOST_SPANS
+        for span in ended:
+            span.is_counted = True
+        self._scheduler.count_early(ended)
 
     def _send_answers(self) -> None:
         while True:
@@ -325,6 +417,7 @@ class _Flight:
         scheduler = self._scheduler
         if isinstance(answer, Fail):
             error = self._ending_error(answer.error)
+            self._spans, self._last = [], None
             scheduler.count_failure(request, error)
             request.fail(error)
             scheduler.ended()
@@ -332,7 +425,11 @@ class _Flight:
         response = self._response(answer) if isinstance(answer, Respond) else None
         final = response is None or answer.final  # type: ignore[union-attr]
         if final:
-            scheduler.count_success(request, ComputeTimes(self._input_ns, self._infer_ns, self._output_ns))
+            assert self._last is not None
+            times = ComputeTimes(self._input_ns, self._infer_ns, self._output_ns)
+            scheduler.count_success(request, times, self._spans, self._last)
+            # They know this flight, and the collector of cycles need not.
+            self._spans, self._last = [], None
         request.respond(response, final)
         if final:
             scheduler.ended()

@@ -37,7 +37,7 @@ from cantata.runtime.scheduling.timer import Timer
 class ModelScheduler:
     """Queues requests for one model version and runs its instances.
 
-    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_due`, `_wake_ns`, `unavailability` and the
+    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_free_ns`, `_due`, `_wake_ns`, `unavailability` and the
     statistics. It is never held while a model runs or a response is sent.
     """
 
@@ -61,6 +61,8 @@ class ModelScheduler:
         self._instances: list[ScheduledInstance] = []
         # Used as a stack: the instance that ran last runs next, and the others' memory stays cold.
         self._idle: list[ScheduledInstance] = []
+        # Since when there has been an idle instance, where there is one.
+        self._free_ns = 0
         # How many reserved instances have not taken their batch yet.
         self._due = 0
         self._in_flight = InFlight()
@@ -107,7 +109,7 @@ class ModelScheduler:
             self._due -= 1
             batch = Batch([], 0, []) if instance.is_away else self._batcher.take(start_ns)
             if not batch.requests:
-                self._rest(instance)
+                self._rest(instance, start_ns)
                 again = self._reserve(start_ns)
             self._waits.forget(batch)
             for request in batch.requests:
@@ -122,6 +124,8 @@ class ModelScheduler:
             return
         for request in batch.requests:
             request.started_ns = start_ns
+            if request.queued_ns < instance.reserved_ns:
+                request.batch_wait_ns = instance.reserved_ns - max(request.queued_ns, instance.free_ns)
             request.cancellation.unwatch(request)
         execution = Execution(self._spec, batch.requests, batch.size, start_ns, self._finish_later, instance)
         is_over = instance.execute(execution)
@@ -216,6 +220,8 @@ class ModelScheduler:
         if ready_ns <= now_ns:
             instance = self._idle.pop()
             instance.is_reserved = True
+            instance.free_ns = self._free_ns
+            instance.reserved_ns = now_ns
             self._due += 1
             return instance
         self._wake_at(ready_ns)
@@ -227,10 +233,12 @@ class ModelScheduler:
             self._wake_ns = time_ns
             self._timer.call_at(time_ns, self._wake)
 
-    def _rest(self, instance: ScheduledInstance) -> None:
+    def _rest(self, instance: ScheduledInstance, now_ns: int) -> None:
         """A reserved instance is free again; the caller holds the lock."""
         instance.is_reserved = False
         if not instance.is_away:
+            if not self._idle:
+                self._free_ns = now_ns
             self._idle.append(instance)
 
     def _look_at(self, instance: ScheduledInstance, backend_instance: RestartingInstance) -> None:
@@ -239,6 +247,8 @@ class ModelScheduler:
         with self._lock:
             error = backend_instance.unavailability()
             was_away, instance.is_away = instance.is_away, error is not None
+            if not self._idle:
+                self._free_ns = monotonic_ns()
             if instance.is_away is not was_away and not instance.is_reserved and instance in self._instances:
                 (self._idle.remove if instance.is_away else self._idle.append)(instance)
             if not all(other.is_away for other in self._instances):
@@ -276,7 +286,7 @@ class ModelScheduler:
         execution.instance = None
         instance.ran_for(end_ns - execution.start_ns)
         with self._lock:
-            self._rest(instance)
+            self._rest(instance, end_ns)
             next_instance = self._reserve(end_ns)
             if is_over:
                 self._count(execution, end_ns)

@@ -46,10 +46,12 @@ class ScheduledInstance:
         "_scheduler",
         "_trust",
         "backend_instance",
+        "free_ns",
         "is_away",
         "is_quick",
         "is_quick_alone",
         "is_reserved",
+        "reserved_ns",
     )
 
     def __init__(self, scheduler: InstanceDriver, backend_instance: BackendInstance) -> None:
@@ -60,6 +62,9 @@ class ScheduledInstance:
         # Both under the scheduler's lock. An instance that is away cannot execute until it is back.
         self.is_reserved = False
         self.is_away = False
+        # Since when it, or another, was free when it was reserved; and when that was.
+        self.free_ns = 0
+        self.reserved_ns = 0
         self._trust = 0
         self._distrust = _FIRST_DISTRUST
         # Models that wait for others say so; those of other backends never do.

@@ -78,6 +78,7 @@ class SequenceScheduler:
         added = [ScheduledInstance(self, backend_instance) for backend_instance in backend_instances]
         with self._lock:
             for instance in added:
+                instance.free_ns = now_ns
                 self._lanes[instance] = self._batcher.add_lane(now_ns)
                 self._instances.append(instance)
                 self._is_idle.append(True)
@@ -133,7 +134,7 @@ class SequenceScheduler:
             dropped = self._batcher.take_dropped()
             again = None
             if not turns:
-                self._is_idle[lane] = True
+                self._rest(lane, start_ns)
                 again = self._reserve(lane, start_ns)
         self._answer(dropped)
         if not turns:
@@ -228,6 +229,8 @@ class SequenceScheduler:
             requests = [turn.request for turn in turns if turn is not None]
         for request in requests:
             request.started_ns = start_ns
+            if request.queued_ns < instance.reserved_ns:
+                request.batch_wait_ns = instance.reserved_ns - max(request.queued_ns, instance.free_ns)
         finish = functools.partial(self._finish_later, instance, turns)
         return Execution(self._spec, requests, len(requests), start_ns, finish, instance)
 
@@ -241,11 +244,20 @@ class SequenceScheduler:
             return None
         if ready_ns <= now_ns:
             self._is_idle[lane] = False
-            return self._instances[lane]
+            instance = self._instances[lane]
+            instance.reserved_ns = now_ns
+            return instance
         if self._batch_wake_ns == NEVER or ready_ns < self._batch_wake_ns:
             self._batch_wake_ns = ready_ns
             self._timer.call_at(ready_ns, functools.partial(self._wake, ready_ns))
         return None
+
+    def _rest(self, lane: int, now_ns: int) -> None:
+        """A lane's instance is free again; the caller holds the lock."""
+        self._is_idle[lane] = True
+        # There are none left once this is closed.
+        if self._instances:
+            self._instances[lane].free_ns = now_ns
 
     def _reserve_all(self, now_ns: int) -> list[ScheduledInstance]:
         reserved = (self._reserve(lane, now_ns) for lane in range(len(self._instances)))
@@ -316,42 +328,52 @@ class SequenceScheduler:
         execution.instance = None
         instance.ran_for(end_ns - execution.start_ns)
         lane = self._lanes[instance]
-        next_instance = None
-        dropped: Collection[Dropped] = ()
-        with self._lock:
-            if is_over:
-                self._finish(lane, turns, execution, end_ns)
-                dropped = self._batcher.take_dropped()
-            if is_over or not self._batcher.is_exclusive(lane):
-                self._is_idle[lane] = True
-                next_instance = self._reserve(lane, end_ns)
         if is_over:
-            execution.send_responses()
-        self._answer(dropped)
-        if next_instance is not None:
-            self._workers.dispatch(next_instance)
+            self._finish(instance, turns, execution, end_ns, is_instance_free=True)
+        elif not self._batcher.is_exclusive(lane):
+            with self._lock:
+                self._rest(lane, end_ns)
+                next_instance = self._reserve(lane, end_ns)
+            if next_instance is not None:
+                self._workers.dispatch(next_instance)
 
     def _finish_later(self, instance: ScheduledInstance, turns: Turns, execution: Execution) -> None:
         """End a batch that went on in the background."""
-        end_ns = monotonic_ns()
+        is_instance_free = self._batcher.is_exclusive(self._lanes[instance])
+        self._finish(instance, turns, execution, monotonic_ns(), is_instance_free=is_instance_free)
+
+    def _finish(
+        self,
+        instance: ScheduledInstance,
+        turns: Turns,
+        execution: Execution,
+        end_ns: int,
+        *,
+        is_instance_free: bool,
+    ) -> None:
+        """A batch is over: count and answer it, and see what comes next.
+
+        In this order: a sequence's next request must not run, and be answered, before the one ahead has its answer.
+        """
+        with self._lock:
+            self._count(turns, execution, end_ns)
+        execution.send_responses()
+        rescheduled = execution.rescheduled_requests()
+        for request in rescheduled:
+            request.queued_ns = end_ns
         lane = self._lanes[instance]
         with self._lock:
-            self._finish(lane, turns, execution, end_ns)
-            if self._batcher.is_exclusive(lane):
-                self._is_idle[lane] = True
+            self._batcher.finished(lane, turns, rescheduled, end_ns)
+            if is_instance_free:
+                self._rest(lane, end_ns)
             next_instance = self._reserve(lane, end_ns)
             dropped = self._batcher.take_dropped()
-        execution.send_responses()
         self._answer(dropped)
         if next_instance is not None:
             self._workers.dispatch(next_instance)
 
-    def _finish(self, lane: int, turns: Turns, execution: Execution, end_ns: int) -> None:
-        """Tell the batcher that a batch is over, and count it; the caller holds the lock."""
-        rescheduled = execution.rescheduled_requests()
-        for request in rescheduled:
-            request.queued_ns = end_ns
-        self._batcher.finished(lane, turns, rescheduled, end_ns)
+    def _count(self, turns: Turns, execution: Execution, end_ns: int) -> None:
+        """Count a batch, and its requests that are answered with it; the caller holds the lock."""
         times = execution.times(end_ns)
         statistics = self._statistics
         statistics.count_execution(execution.batch_size, times, padding=turns.count(None))
