@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from cantata.runtime.frontends.http.client_limits import ClientLimits
 from cantata.runtime.frontends.restricted_api import RestrictedApi
+from cantata.runtime.frontends.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +25,7 @@ class HttpOptions:
     restricted_apis: tuple[RestrictedApi, ...] = ()
     # Whether the metrics tell of the machine's processor and memory.
     allow_cpu_metrics: bool = True
+    limits: ClientLimits = field(default_factory=ClientLimits)
+    # None serves plain HTTP. The metrics port shares the certificates where it uses TLS at all.
+    tls: TlsFiles | None = None
+    metrics_use_ssl: bool = False

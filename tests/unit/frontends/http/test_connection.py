@@ -7,9 +7,10 @@ from typing import cast
 
 import pytest
 
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.frontends.http.client_limits import LEAST_PROGRESS, ClientLimits
 from cantata.runtime.frontends.http.connection import (
     MAX_CHUNKS,
-    MAX_HEAD_SIZE,
     MAX_PIPELINED,
     MIN_PREALLOCATED,
     Connection,
@@ -24,7 +25,11 @@ class RecordingTransport:
     def __init__(self) -> None:
         self.written = b""
         self.is_closed = False
+        self.is_cut_off = False
         self.is_reading = True
+        self.has_ended = False
+        # Bytes that the client has not taken yet.
+        self.unsent = 0
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -32,8 +37,20 @@ class RecordingTransport:
     def close(self) -> None:
         self.is_closed = True
 
+    def abort(self) -> None:
+        self.is_closed = self.is_cut_off = True
+
     def is_closing(self) -> bool:
         return self.is_closed
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.has_ended = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def pause_reading(self) -> None:
         self.is_reading = False
@@ -59,9 +76,9 @@ class KeepingHandler:
 class Client:
     """One end of a connection: what a test sends, and what came back."""
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, connections: Connections | None = None) -> None:
         self.handler = KeepingHandler(limit)
-        self.connections = Connections()
+        self.connections = connections or Connections()
         self.transport = RecordingTransport()
         self.connection = Connection(self.handler, self.connections)
         self.connection.connection_made(cast(asyncio.Transport, self.transport))
@@ -129,7 +146,7 @@ def test_a_length_that_lies_takes_no_memory(client: Client) -> None:
 def test_too_many_chunks_are_refused(client: Client) -> None:
     client.send(b"POST /p HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n" * (MAX_CHUNKS + 1))
     assert client.transport.written.startswith(b"HTTP/1.1 400 ")
-    assert client.transport.is_closed
+    assert client.transport.has_ended
     assert client.taken == []
 
 
@@ -203,8 +220,9 @@ def test_a_client_that_waits_to_send_its_body_is_told_to(client: Client) -> None
     [
         (b"nonsense\r\n\r\n", b"400"),
         (b"POST /p HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"400"),
-        (b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", b"400"),
-        (b"GET / HTTP/1.1\r\nX: " + b"x" * MAX_HEAD_SIZE, b"431"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * ClientLimits().max_header_size, b"431"),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 257 + b"\r\n", b"431"),
+        (b"POST / HTTP/1.1\r\nContent-Length: 2147483648\r\n\r\n", b"413"),
     ],
 )
 def test_what_is_not_a_request_is_refused_and_the_connection_closed(
@@ -213,6 +231,15 @@ def test_what_is_not_a_request_is_refused_and_the_connection_closed(
     client.send(data)
     assert client.transport.written.startswith(b"HTTP/1.1 " + status)
     assert b'{"error":"' in client.transport.written
+    assert client.transport.has_ended
+    written = client.transport.written
+    client.send(GET)
+    assert (client.taken, client.transport.written) == ([], written)
+
+
+def test_a_connection_cannot_become_something_else(client: Client) -> None:
+    client.send(b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    assert client.transport.written.startswith(b"HTTP/1.1 400 ")
     assert client.transport.is_closed
 
 
@@ -256,3 +283,108 @@ def test_draining_closes_idle_connections_at_once_and_busy_ones_after_their_answ
         await draining
 
     asyncio.run(drain())
+
+
+def limited(**limits: int) -> Client:
+    return Client(connections=Connections(ClientLimits(**limits)))
+
+
+def look_at(client: Client, *after_s: float) -> None:
+    """Look for slow clients now, and then so many seconds later each."""
+    now_ms = monotonic_ns() // 1_000_000
+    for seconds in (0, *after_s):
+        client.connections.end_overdue(now_ms + int(seconds * 1000))
+
+
+def test_a_chunked_body_that_goes_on_and_on_is_refused() -> None:
+    client = limited(max_request_size=4)
+    client.send(b"POST /p HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"3\r\nabc\r\n", b"2\r\nde\r\n")
+    assert client.transport.written.startswith(b"HTTP/1.1 413 ")
+    assert client.taken == []
+
+
+def test_a_client_too_many_is_told_so() -> None:
+    first = limited(max_connections=1)
+    second = Client(connections=first.connections)
+    assert second.transport.written.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After: 1\r\n" in second.transport.written
+    second.connection.connection_lost(None)
+    first.send(GET)
+    assert len(first.taken) == 1
+    first.connection.connection_lost(None)
+    assert Client(connections=first.connections).transport.written == b""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"GET /v2 HTTP/1.1\r\nX: ", b"POST /p HTTP/1.1\r\nContent-Length: 9\r\n\r\nx"],
+    ids=["headers", "body"],
+)
+def test_a_request_that_does_not_arrive_in_time_is_refused(sent: bytes) -> None:
+    client = limited(header_timeout=5000, body_timeout=5000)
+    client.send(sent)
+    look_at(client, 4)
+    assert client.transport.written == b""
+    look_at(client, 4, 5)
+    assert client.transport.written.startswith(b"HTTP/1.1 408 ")
+
+
+def test_who_sends_nothing_at_all_is_left_without_an_answer() -> None:
+    client = limited(header_timeout=5000)
+    look_at(client, 5.1)
+    assert (client.transport.written, client.transport.is_closed) == (b"", True)
+
+
+def test_a_large_body_may_take_as_long_as_it_needs_while_it_gets_on() -> None:
+    client = limited(body_timeout=5000)
+    client.send(b"POST /p HTTP/1.1\r\nContent-Length: 100000\r\n\r\n")
+    now_ms = monotonic_ns() // 1_000_000
+    for second in range(0, 40, 4):
+        client.send(bytes(LEAST_PROGRESS))
+        client.connections.end_overdue(now_ms + second * 1000)
+    for second in range(40, 46, 4):
+        client.send(b"x")
+        client.connections.end_overdue(now_ms + second * 1000)
+    assert client.transport.written.startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_idle_connection_is_closed_after_its_time_and_not_while_it_is_served() -> None:
+    client = limited(keepalive_timeout=5000, header_timeout=5000)
+    client.send(GET)
+    look_at(client, 100)
+    assert not client.transport.is_closed
+    client.taken[0].respond(200, b"", b"")
+    look_at(client, 4)
+    assert not client.transport.is_closed
+    look_at(client, 5)
+    assert client.transport.is_closed
+
+
+def test_who_does_not_read_the_answer_is_cut_off() -> None:
+    client = limited(write_timeout=5000)
+    client.send(GET)
+    client.taken[0].write(b"part")
+    client.transport.unsent = 100_000
+    look_at(client, 4)
+    client.transport.unsent -= LEAST_PROGRESS
+    look_at(client, 4)
+    assert not client.transport.is_cut_off
+    look_at(client, 5)
+    assert client.transport.is_cut_off
+
+
+def test_a_refused_client_has_some_seconds_to_read_why() -> None:
+    client = limited()
+    client.send(b"nonsense\r\n\r\n")
+    look_at(client, 1)
+    assert not client.transport.is_closed
+    look_at(client, 2)
+    assert client.transport.is_closed
+
+
+def test_times_of_zero_are_no_limits() -> None:
+    client = limited(header_timeout=0, body_timeout=0, write_timeout=0, keepalive_timeout=0)
+    look_at(client, 10_000)
+    client.send(GET[:10])
+    look_at(client, 10_000)
+    assert not client.transport.is_closed
