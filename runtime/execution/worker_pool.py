@@ -65,6 +65,10 @@ class ModelCode:
         _thread.collected = self._collected
 
 
+def _nothing() -> None:
+    """What is done after each piece of work, mostly."""
+
+
 class Collector:
     """Work taken on by the current thread between `collecting()` and the end of its `with` block.
 
@@ -89,17 +93,19 @@ class Collector:
         while self._collected:
             self._pool.hand_over(self._collected.popleft())
 
-    def run(self) -> None:
+    def run(self, after_each: Callable[[], None] = _nothing) -> None:
         """Run what is quick here, and what that leads to; hand the rest to workers.
 
         For threads that serve others (front-ends): a model that is not known to be quick never holds them up.
+        `after_each` is called after each piece that was run here.
         """
         while self._collected:
-            alone = self._run_quick()
+            alone = self._run_quick(after_each)
             if alone is not None:
                 alone.run()
+                after_each()
 
-    def _run_quick(self) -> Work | None:
+    def _run_quick(self, after_each: Callable[[], None]) -> Work | None:
         """Run what is quick; returns one piece that is quick alone, when nothing else is held back any more."""
         alone: Work | None = None
         collected = self._collected
@@ -107,6 +113,7 @@ class Collector:
             work = collected.popleft()
             if work.is_quick:
                 work.run()
+                after_each()
             elif work.is_quick_alone and alone is None:
                 alone = work
             else:

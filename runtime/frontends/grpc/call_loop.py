@@ -1,42 +1,42 @@
-"""The thread that reads calls: it takes what has arrived, then runs the models that this set to work.
+"""The gRPC thread: it reads what clients send, then runs the models that this set to work, then writes what is due.
 
-Owns the completion queue, the server beneath it, and their life. Knows no service: `routes` says what a method does.
+Owns the event loop, the listening socket, the connections, and their life. Knows no service: `routes` says who takes
+a call.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import ssl
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Final
 
-from cantata.runtime.execution.worker_pool import Collector, WorkerPool
-from cantata.runtime.frontends.grpc import core_calls
-from cantata.runtime.frontends.grpc.core_calls import Event
+import uvloop
+
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.frontends.grpc import codes
+from cantata.runtime.frontends.grpc.call import Call, CallReader
+from cantata.runtime.frontends.grpc.compression import ENCODINGS, is_known
+from cantata.runtime.frontends.grpc.connection import Connection
 from cantata.runtime.frontends.grpc.options import GrpcOptions
+from cantata.runtime.frontends.listening import bound_socket
 
 _log = logging.getLogger("cantata.grpc")
 
-# How many calls C-core may take in before this thread sees the first of them.
-_REQUESTED_CALLS: Final = 64
-# How many events are handled before the models run that they set to work.
-_MOST_EVENTS: Final = 256
+_READ_BUFFER_BYTES: Final = 256 << 10
 # How long calls that were cancelled may take to notice, in seconds.
 _LAST_GRACE_S: Final = 5.0
 
-# Starts the call of an event, on the loop's thread; what it returns keeps itself alive through the call.
-Route = Callable[[Event], object]
-
-
-class UnwatchedCall(Protocol):
-    """A call that was not answered where it was read."""
-
-    def watch(self) -> None:
-        """Learn from now on when the client gives up."""
+# Takes a call, on the loop's thread.
+Route = Callable[[Call], CallReader]
 
 
 class CallLoop:
-    """One completion queue, its server and its thread. `close` ends all three.
+    """One listening socket, its connections and their thread. `close` ends all three.
 
     Attributes without a lock are the thread's own: only callbacks that it runs may touch them.
     """
@@ -45,173 +45,217 @@ class CallLoop:
         self._workers = workers
         self._options = options
         self._routes: Mapping[bytes, Route] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._serve, name="cantata-grpc", daemon=True)
-        self._queue: core_calls.CompletionQueue | None = None
-        # Calls that were read in this round and are not answered yet.
-        self._unwatched: list[UnwatchedCall] = []
-        self._requested = 0
-        # Calls that may still start an operation.
-        self._active = 0
-        # Whether more events are to be handled before the work at hand is run.
-        self._gathers = False
-        # Held by whoever is inside the server; guards the two below. No call is asked for once it is stopping.
-        self._stop_lock = threading.Lock()
-        self._is_stopping = False
-        self._is_over = False
-        self._is_shut_down = False
+        self._listener: asyncio.Server | None = None
+        self._failure: Exception | None = None
+        self._is_serving = threading.Event()
+        self._connections: set[Connection] = set()
+        self.read_buffer = memoryview(bytearray(_READ_BUFFER_BYTES))
+        self._work = workers.collecting()
+        # Whether models are about to be run and answers written, and the connections that have some.
+        self._has_round = False
+        self._unsent: list[Connection] = []
+        # What other threads want done here, and whether this thread was told of it.
+        self._posted: deque[Callable[[], None]] = deque()
+        self._was_told = False
         # Called when the server stops, so that open streams end.
         self._on_stop: Callable[[], None] = lambda: None
-        # Called between rounds about once a second while there is one.
-        self.every_second: Callable[[], None] | None = None
+        self._all_closed: asyncio.Event | None = None
+        self._second_timer: asyncio.TimerHandle | None = None
+        self._every_second: Callable[[], None] | None = None
         self.port = 0
 
+    # For whoever owns the server; any thread.
+
     def start(self, routes: Mapping[bytes, Route], on_stop: Callable[[], None]) -> None:
-        """Listen and serve. Raises OSError when the address cannot be had."""
+        """Listen and serve. Raises OSError when the address cannot be had, or the certificates cannot be read."""
         self._routes = routes
         self._on_stop = on_stop
-        self._queue = core_calls.create_completion_queue()
-        self._server = core_calls.create_server(self._options.channel_arguments(), self._queue)
-        self.port = self._listen()
-        self._server.start()
-        for _ in range(_REQUESTED_CALLS):
-            self._request_call()
         self._thread.start()
+        self._is_serving.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
 
     def close(self, grace_s: float) -> None:
         """Take no more calls, wait `grace_s` for those in flight, cancel what is left, and end the thread."""
-        if self._queue is None or not self._thread.is_alive():
+        loop, self._loop = self._loop, None
+        if loop is None:
             return
-        with self._stop_lock:
-            self._is_stopping = True
-            self._server.shutdown(self._queue, self._on_shut_down)
-        self._thread.join(grace_s)
-        with self._stop_lock:
-            if not self._is_over:
-                self._server.cancel_all_calls()
-        self._thread.join(_LAST_GRACE_S)
-        if self._thread.is_alive():
-            _log.warning("gRPC: calls are still being answered; the server stops without them")
+        asyncio.run_coroutine_threadsafe(self._end(grace_s), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+
+    # For calls.
 
     def is_current_thread(self) -> bool:
         """Whether the caller runs on the loop's thread, which nothing may block."""
         return threading.get_ident() == self._thread.ident
 
-    def watch_later(self, call: UnwatchedCall) -> None:
-        """Have `call.watch()` called once the work at hand has been run, on the loop's thread."""
-        self._unwatched.append(call)
-        # With no other call there is nobody whose request could join this one in a batch.
-        if self._active > 1:
-            self._gathers = True
+    def run_here(self, action: Callable[[], None]) -> None:
+        """Have `action` run on the loop's thread: now, if the caller is on it."""
+        if threading.get_ident() == self._thread.ident:
+            action()
+            return
+        self._posted.append(action)
+        if not self._was_told:
+            self._was_told = True
+            loop = self._loop
+            try:
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._run_posted)
+            except RuntimeError:
+                # The loop has ended, and every connection with it.
+                self._posted.clear()
 
-    def gather(self) -> None:
-        """Look for more that has arrived before running the work at hand; on the loop's thread."""
-        self._gathers = True
+    def request_round(self) -> None:
+        """Have the work at hand run when what else has arrived is read; on the loop's thread."""
+        if not self._has_round:
+            self._has_round = True
+            assert self._loop is not None
+            self._loop.call_soon(self._run_round)
 
-    def call_ended(self, _event: Event | None = None) -> None:
-        """A call will start no more operations; each call says so once, on the loop's thread."""
-        self._active -= 1
+    def every_second(self, action: Callable[[], None] | None) -> None:
+        """Have `action` called about once a second until this is called with None; on the loop's thread."""
+        self._every_second = action
+        if action is not None and self._second_timer is None:
+            self._wait_a_second()
 
-    def _listen(self) -> int:
-        options = self._options
-        endpoint = options.endpoint().encode()
-        try:
-            if options.use_ssl or options.use_ssl_mutual:
-                port = self._server.add_http2_port(endpoint, _credentials(options))
-            else:
-                port = self._server.add_http2_port(endpoint)
-        except RuntimeError:
-            port = 0
-        if not port:
-            raise OSError(f"gRPC cannot listen on {options.endpoint()}")
-        return port
+    # For connections.
 
-    def _request_call(self) -> None:
-        assert self._queue is not None
-        with self._stop_lock:
-            if not self._is_stopping:
-                self._server.request_call(self._queue, self._queue, self._on_call)
-                self._requested += 1
+    def opened(self, connection: Connection) -> None:
+        """A client has connected."""
+        self._connections.add(connection)
+
+    def closed(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        if self._all_closed is not None and not self._connections:
+            self._all_closed.set()
+
+    def start_call(self, call: Call) -> None:
+        """Find who takes a call."""
+        head = call.head
+        route = self._routes.get(head.path)
+        if route is None:
+            call.fail(codes.UNIMPLEMENTED, "unknown method")
+            return
+        if not is_known(head.encoding):
+            accepted = ((b"grpc-accept-encoding", ENCODINGS.encode()),)
+            call.fail(codes.UNIMPLEMENTED, f"unknown grpc-encoding '{head.encoding}'", accepted)
+            return
+        if head.timeout_ns is not None:
+            call.deadline_ns = monotonic_ns() + max(1, head.timeout_ns)
+            assert self._loop is not None
+            call.deadline_timer = self._loop.call_later(head.timeout_ns / 1e9, call.expired)
+        reader = route(call)
+        if not call.is_over:
+            call.reader = reader
+
+    def has_unsent(self, connection: Connection) -> None:
+        """Have `connection.flush` called before the loop waits again."""
+        self._unsent.append(connection)
+        self.request_round()
+
+    # The thread.
 
     def _serve(self) -> None:
-        with self._workers.collecting() as work:
-            while not self._has_ended():
-                try:
-                    self._serve_round(work)
-                except Exception:
-                    # A bug in one call must not end the service of all others.
-                    _log.exception("gRPC: a round of calls failed")
-        assert self._queue is not None
-        with self._stop_lock:
-            # Nobody is inside the server any more, and from now on nobody may call it.
-            self._is_over = True
-        self._queue.shutdown()
-        while self._queue.poll().completion_type != core_calls.QUEUE_SHUTDOWN:
-            pass
-        self._server.destroy()
+        loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(self._listen(loop))
+            self._loop = loop
+            self._is_serving.set()
+            with self._work:
+                loop.run_forever()
+        except Exception as error:
+            self._failure = error
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+            self._is_serving.set()
 
-    def _has_ended(self) -> bool:
-        return self._is_shut_down and not self._requested and not self._active
+    async def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        options = self._options
+        tls = _tls_context(options) if options.use_ssl or options.use_ssl_mutual else None
+        bound = bound_socket(options.address, options.port, options.reuse_port)
+        self.port = bound.getsockname()[1]
+        self._loop = loop
+        self._listener = await loop.create_server(
+            lambda: Connection(self, options, loop), sock=bound, ssl=tls
+        )
 
-    def _serve_round(self, work: Collector) -> None:
-        """Wait for an event, handle it and what else has arrived, and run what they set to work."""
-        assert self._queue is not None
-        poll = self._queue.poll
-        unwatched = self._unwatched
-        event = poll(None if self.every_second is None else core_calls.seconds_from_now(1))
-        handled = 0
-        while event.completion_type != core_calls.QUEUE_TIMEOUT:
+    def _run_round(self) -> None:
+        self._has_round = False
+        try:
+            self._work.run(self._flush)
+        finally:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write what the connections have to say: after every model that has run, so that clients can go on."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, []
+            for connection in unsent:
+                connection.flush()
+
+    def _run_posted(self) -> None:
+        # First: whoever posts from here on tells the loop again.
+        self._was_told = False
+        posted = self._posted
+        while posted:
             try:
-                event.tag(event)
+                posted.popleft()()
             except Exception:
-                _log.exception("gRPC: a call failed")
-            handled += 1
-            if not self._gathers or handled == _MOST_EVENTS:
-                break
-            event = poll(0)
-        self._gathers = False
-        # An event keeps its call alive, which must not outlive the call's end.
-        del event
-        work.run()
-        if unwatched:
-            for call in unwatched:
-                call.watch()
-            unwatched.clear()
-        if self.every_second is not None:
-            self.every_second()
+                _log.exception("gRPC: an answer failed")
+        self._flush()
 
-    def _on_call(self, event: Event) -> None:
-        self._requested -= 1
-        if event.success:
-            self._request_call()
-            self._active += 1
-            route = self._routes.get(event.call_details.method)
-            if route is not None:
-                route(event)
-            else:
-                core_calls.reply_status(
-                    event.call,
-                    core_calls.UNIMPLEMENTED,
-                    "unknown method",
-                    self.call_ended,
-                    starts=True,
-                    closes=True,
-                )
-        # When the server stops, what it was asked for in vain comes back, and then there are no more calls to come.
-        if not self._requested:
-            self._on_stop()
+    def _wait_a_second(self) -> None:
+        assert self._loop is not None
+        self._second_timer = self._loop.call_later(1.0, self._on_second)
 
-    def _on_shut_down(self, _event: Event) -> None:
-        self._is_shut_down = True
+    def _on_second(self) -> None:
+        self._second_timer = None
+        if self._every_second is not None:
+            self._every_second()
+            self._wait_a_second()
+
+    async def _end(self, grace_s: float) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        self._all_closed = asyncio.Event()
+        self._on_stop()
+        for connection in tuple(self._connections):
+            connection.drain()
+        self._flush()
+        if not await self._are_closed(grace_s):
+            for connection in tuple(self._connections):
+                connection.abort()
+            if not await self._are_closed(_LAST_GRACE_S):
+                _log.warning("gRPC: connections do not close; the server stops without them")
+        if self._second_timer is not None:
+            self._second_timer.cancel()
+
+    async def _are_closed(self, grace_s: float) -> bool:
+        assert self._all_closed is not None
+        if self._connections:
+            try:
+                await asyncio.wait_for(self._all_closed.wait(), grace_s)
+            except TimeoutError:
+                return False
+        return True
 
 
-def _credentials(options: GrpcOptions) -> object:
+def _tls_context(options: GrpcOptions) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["h2"])
     try:
-        with open(options.server_cert, "rb") as certificate, open(options.server_key, "rb") as key:
-            chain, private_key = certificate.read(), key.read()
-        roots = None
+        context.load_cert_chain(options.server_cert, options.server_key)
+        if options.use_ssl_mutual:
+            context.verify_mode = ssl.CERT_REQUIRED
         if options.root_cert:
-            with open(options.root_cert, "rb") as file:
-                roots = file.read()
+            context.load_verify_locations(options.root_cert)
     except OSError as error:
         raise OSError(f"gRPC cannot use TLS: {error}") from error
-    return core_calls.tls_credentials(chain, private_key, roots, options.use_ssl_mutual)
+    return context

@@ -9,8 +9,8 @@ import threading
 
 from cantata.grammars import messages
 from cantata.runtime.errors import unavailable
+from cantata.runtime.frontends.grpc.call import Call, CallReader
 from cantata.runtime.frontends.grpc.call_loop import CallLoop
-from cantata.runtime.frontends.grpc.core_calls import Event
 from cantata.runtime.frontends.grpc.message_stream import MessageStream
 from cantata.runtime.server import Server
 
@@ -37,21 +37,21 @@ class HealthService:
             raise unavailable("Server exiting")
         return self._status()
 
-    def watch(self, event: Event) -> None:
+    def watch(self, call: Call) -> CallReader:
         """Route of Watch."""
-        _Watch(self, self._loop, event)
+        return _Watch(self, self._loop, call).reader
 
     def add(self, watch: _Watch) -> None:
         """Tell `watch` the status now and whenever it changes."""
         self._watches.add(watch)
-        self._loop.every_second = self._tell_watches
+        self._loop.every_second(self._tell_watches)
         self._tell_watches()
 
     def remove(self, watch: _Watch) -> None:
         """Forget a watch."""
         self._watches.discard(watch)
         if not self._watches:
-            self._loop.every_second = None
+            self._loop.every_second(None)
 
     def stop(self) -> None:
         """The server stops: end every watch; on the loop's thread."""
@@ -82,11 +82,15 @@ class HealthService:
 class _Watch:
     """One Watch call."""
 
-    def __init__(self, service: HealthService, loop: CallLoop, event: Event) -> None:
+    def __init__(self, service: HealthService, loop: CallLoop, call: Call) -> None:
         self._service = service
         self._last = b""
-        self._stream = MessageStream(loop, event.call, self, compress=False)
-        self._stream.start()
+        self._stream = MessageStream(loop, call, self)
+
+    @property
+    def reader(self) -> CallReader:
+        """What the call is to be read by."""
+        return self._stream
 
     def tell(self, status: bytes) -> None:
         """Send the status if it is not the one that was sent last."""
@@ -99,7 +103,7 @@ class _Watch:
         self.tell(status)
         self._stream.finish()
 
-    def on_message(self, _message: bytes) -> None:
+    def on_message(self, _message: bytes | memoryview) -> None:
         self._service.add(self)
 
     def on_half_close(self) -> None:

@@ -98,7 +98,7 @@ class InferMessage:
         self.regions: RegionLease | None = None
 
 
-def decode_infer_message(message: bytes) -> InferMessage:
+def decode_infer_message(message: bytes | memoryview) -> InferMessage:
     """Take a serialised ModelInferRequest apart. Raises MalformedMessageError."""
     try:
         return _decode(message)
@@ -106,8 +106,11 @@ def decode_infer_message(message: bytes) -> InferMessage:
         raise MalformedMessageError(str(error)) from None
 
 
-def _decode(message: bytes) -> InferMessage:
+def _decode(message: bytes | memoryview) -> InferMessage:
     decoded = InferMessage()
+    if type(message) is memoryview and len(message) < _VIEW_BYTES:
+        message = bytes(message)
+    is_view = type(message) is memoryview
     parameters = b""
     position, end = 0, len(message)
     while position < end:
@@ -123,28 +126,32 @@ def _decode(message: bytes) -> InferMessage:
             raise MalformedMessageError("a field is longer than the message")
         if tag == _RAW_INPUT_CONTENTS:
             decoded.raw_contents.append(
-                message[start:position] if length < _VIEW_BYTES else memoryview(message)[start:position]
+                bytes(message[start:position])
+                if length < _VIEW_BYTES
+                else memoryview(message)[start:position]
             )
-        elif tag == _INPUTS:
-            decoded.inputs.append(_input_header(message[start:position]))
+            continue
+        part: bytes = bytes(message[start:position]) if is_view else message[start:position]
+        if tag == _INPUTS:
+            decoded.inputs.append(_input_header(part))
         elif tag == _OUTPUTS:
-            decoded.outputs.append(_output_header(message[start:position]))
+            decoded.outputs.append(_output_header(part))
         elif tag == _MODEL_NAME:
-            decoded.model_name = message[start:position].decode()
+            decoded.model_name = part.decode()
         elif tag == _ID:
-            decoded.id = message[start:position].decode()
+            decoded.id = part.decode()
         elif tag == _MODEL_VERSION:
-            decoded.model_version = message[start:position].decode()
+            decoded.model_version = part.decode()
         else:
-            parameters += field(_PARAMETERS >> 3, message[start:position])
+            parameters += field(_PARAMETERS >> 3, part)
     if parameters:
         decoded.parameters = messages.ModelInferRequest.FromString(parameters).parameters
     return decoded
 
 
-def _without_unknown_fields(message: bytes) -> bytes:
+def _without_unknown_fields(message: bytes | memoryview) -> bytes:
     """The same message with only the fields of the protocol in it, each in the form it should have."""
-    parsed = messages.ModelInferRequest.FromString(message)
+    parsed = messages.ModelInferRequest.FromString(bytes(message))
     parsed.DiscardUnknownFields()
     known: bytes = parsed.SerializeToString()
     return known

@@ -11,9 +11,9 @@ from typing import Final
 from cantata.runtime.admission import ByteLease
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError
-from cantata.runtime.frontends.grpc import core_calls
+from cantata.runtime.frontends.grpc import codes
+from cantata.runtime.frontends.grpc.call import Call, CallReader
 from cantata.runtime.frontends.grpc.classes import RequestedClasses, requested_classes
-from cantata.runtime.frontends.grpc.core_calls import Event
 from cantata.runtime.frontends.grpc.infer_message import InferMessage, decode_infer_message
 from cantata.runtime.frontends.grpc.infer_request import build_request, parse_model_version, wants_empty_final
 from cantata.runtime.frontends.grpc.infer_response import (
@@ -40,22 +40,28 @@ _ERROR_ENDS_CALL: Final = "triton_grpc_error"
 class InferStream:
     """One ModelStreamInfer call. What is below `_stream` changes under the stream's lock only."""
 
-    def __init__(self, service: InferenceService, event: Event) -> None:
+    def __init__(self, service: InferenceService, call: Call) -> None:
         self._service = service
-        self._deadline_ns = core_calls.deadline_ns_of(event.call_details)
-        self._metadata = event.invocation_metadata
+        self._deadline_ns = call.deadline_ns
+        self._metadata = call.metadata
         self._error_ends_call = any(
             key == _ERROR_ENDS_CALL and value == "true" for key, value in self._metadata
         )
         # Shared by all requests of the stream: they are only ever cancelled together.
         self._cancellation = Cancellation()
-        self._stream = MessageStream(service.loop, event.call, self, compress=service.compresses)
+        if service.compresses:
+            service.compress(call)
+        self._stream = MessageStream(service.loop, call, self)
         self._order = ResponseOrder()
         self._in_flight = 0
         self._is_half_closed = False
         self._is_stopping = False
         service.streams.add(self)
-        self._stream.start()
+
+    @property
+    def reader(self) -> CallReader:
+        """What the call is to be read by."""
+        return self._stream
 
     def stop(self) -> None:
         """End the call, when the requests in flight are answered, because the server stops; on the loop's thread."""
@@ -63,7 +69,7 @@ class InferStream:
             self._is_stopping = True
         self._finish_if_done()
 
-    def on_message(self, message: bytes) -> None:
+    def on_message(self, message: bytes | memoryview) -> None:
         received_ns = monotonic_ns()
         try:
             decoded = decode_infer_message(message)
@@ -94,7 +100,7 @@ class InferStream:
                 lease.release()
             self._refuse(request, as_inference_error(error))
         else:
-            self._service.loop.gather()
+            self._service.loop.request_round()
 
     def _build(
         self, decoded: InferMessage, version: int, sender: _StreamedRequest, received_ns: int
@@ -168,7 +174,7 @@ class InferStream:
         if is_idle and is_half_closed:
             self._stream.finish()
         elif is_idle and is_stopping:
-            self._stream.finish(core_calls.UNAVAILABLE, SHUTTING_DOWN)
+            self._stream.finish(codes.UNAVAILABLE, SHUTTING_DOWN)
 
 
 class _StreamedRequest:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from functools import partial
+from typing import Final, Protocol
 
 from cantata.runtime.errors import unavailable
+from cantata.runtime.frontends.grpc.call import Call
 from cantata.runtime.frontends.grpc.call_loop import CallLoop
-from cantata.runtime.frontends.grpc.core_calls import Metadata
+from cantata.runtime.frontends.grpc.compression import chosen_encoding, compressed
+from cantata.runtime.frontends.grpc.http2.header_blocks import Header
 from cantata.runtime.frontends.grpc.options import GrpcOptions
+from cantata.runtime.frontends.grpc.request_head import Metadata
 from cantata.runtime.frontends.header_forwarding import header_forwarding
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.server import Server
 
 SHUTTING_DOWN = "GRPC server is shutting down and has stopped accepting new requests."
+
+
+# The trailer by which gRPC clients are told when to try again, in milliseconds.
+_RETRY_PUSHBACK: Final = b"grpc-retry-pushback-ms"
 
 
 class StoppableStream(Protocol):
@@ -25,6 +33,7 @@ class InferenceService:
     """Shared by all ModelInfer and ModelStreamInfer calls."""
 
     __slots__ = (
+        "_compression_level",
         "byte_budget",
         "compresses",
         "expected_bytes",
@@ -39,6 +48,7 @@ class InferenceService:
         self.server = server
         self.loop = loop
         self.compresses = options.compresses
+        self._compression_level = options.zlib_level
         self.forwarding = header_forwarding(options.header_forward_pattern)
         self.byte_budget = server.admission.server
         # What a call's message probably takes, by what the last ones took. It is not said before the message has come,
@@ -48,6 +58,12 @@ class InferenceService:
         self.is_stopping = False
         # The open streams; the loop's thread alone touches this.
         self.streams: set[StoppableStream] = set()
+
+    def compress(self, call: Call) -> None:
+        """Have the call's answers compressed, if its client can read that."""
+        encoding = chosen_encoding(call.head.accepted_encodings)
+        if encoding:
+            call.compress_with(encoding, partial(compressed, encoding=encoding, level=self._compression_level))
 
     def received(self, size: int) -> None:
         """Learn from the size of a message; on the loop's thread."""
@@ -68,3 +84,8 @@ class InferenceService:
         """Raise InferenceError (UNAVAILABLE) when the server takes no new requests."""
         if self.is_stopping:
             raise unavailable(SHUTTING_DOWN)
+
+
+def retry_trailers(retry_after_s: int) -> tuple[Header, ...]:
+    """What tells clients that try again by themselves to wait so long first; nothing for 0."""
+    return ((_RETRY_PUSHBACK, b"%d" % (retry_after_s * 1000)),) if retry_after_s else ()

@@ -1,4 +1,4 @@
-"""What the gRPC front-end can be told, and its form as C-core's channel arguments (reference, section 8)."""
+"""What the gRPC front-end can be told (reference, section 8)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Final
 
 from cantata.runtime.frontends.restricted_api import RestrictedApi
 
-# The largest message either way; C-core counts in 32 bits.
+# The largest message either way: what gRPC's libraries count up to.
 MAX_MESSAGE_BYTES: Final = 2**31 - 1
 
-# tritonserver's names of compression levels, and C-core's numbers.
-COMPRESSION_LEVELS: Final[dict[str, int]] = {"none": 0, "low": 1, "medium": 2, "high": 3}
+# tritonserver's names of compression levels, and zlib's numbers.
+COMPRESSION_LEVELS: Final[dict[str, int]] = {"none": 0, "low": 1, "medium": 6, "high": 9}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +48,7 @@ class GrpcOptions:
         """Whether inference responses are compressed for clients that can read it."""
         return self.infer_response_compression_level != "none"
 
-    def endpoint(self) -> str:
-        """The address and port to listen on; IPv6 addresses in brackets."""
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
-
-    def channel_arguments(self) -> list[tuple[str, int | str]]:
-        """The options as C-core takes them."""
-        arguments: list[tuple[str, int | str]] = [
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.so_reuseport", int(self.reuse_port)),
-            ("grpc.keepalive_time_ms", self.keepalive_time),
-            ("grpc.keepalive_timeout_ms", self.keepalive_timeout),
-            ("grpc.keepalive_permit_without_calls", int(self.keepalive_permit_without_calls)),
-            ("grpc.http2.max_pings_without_data", self.http2_max_pings_without_data),
-            ("grpc.http2.min_ping_interval_without_data_ms", self.http2_min_recv_ping_interval_without_data),
-            ("grpc.http2.max_ping_strikes", self.http2_max_ping_strikes),
-        ]
-        if self.compresses:
-            level = COMPRESSION_LEVELS[self.infer_response_compression_level]
-            arguments.append(("grpc.default_compression_level", level))
-        if self.max_connection_age:
-            arguments.append(("grpc.max_connection_age_ms", self.max_connection_age))
-        if self.max_connection_age_grace:
-            arguments.append(("grpc.max_connection_age_grace_ms", self.max_connection_age_grace))
-        return arguments
+    @property
+    def zlib_level(self) -> int:
+        """The level that they are compressed with."""
+        return COMPRESSION_LEVELS[self.infer_response_compression_level]

@@ -9,9 +9,9 @@ from google.protobuf.message import DecodeError
 
 from cantata.grammars import messages
 from cantata.grammars.messages import DESCRIPTORS
-from cantata.runtime.frontends.grpc import core_calls
+from cantata.runtime.frontends.grpc import codes
+from cantata.runtime.frontends.grpc.call import Call, CallReader
 from cantata.runtime.frontends.grpc.call_loop import CallLoop
-from cantata.runtime.frontends.grpc.core_calls import Event
 from cantata.runtime.frontends.grpc.message_stream import MessageStream
 
 PATHS = (
@@ -23,15 +23,19 @@ PATHS = (
 class ReflectionStream:
     """One ServerReflectionInfo call: each request is answered at once."""
 
-    def __init__(self, loop: CallLoop, event: Event) -> None:
-        self._stream = MessageStream(loop, event.call, self, compress=False)
-        self._stream.start()
+    def __init__(self, loop: CallLoop, call: Call) -> None:
+        self._stream = MessageStream(loop, call, self)
 
-    def on_message(self, message: bytes) -> None:
+    @property
+    def reader(self) -> CallReader:
+        """What the call is to be read by."""
+        return self._stream
+
+    def on_message(self, message: bytes | memoryview) -> None:
         try:
-            request = messages.ServerReflectionRequest.FromString(message)
+            request = messages.ServerReflectionRequest.FromString(bytes(message))
         except DecodeError:
-            self._stream.finish(core_calls.INTERNAL, "the request cannot be parsed")
+            self._stream.finish(codes.INTERNAL, "the request cannot be parsed")
         else:
             self._stream.send(answer(request).SerializeToString())
 
@@ -56,9 +60,9 @@ def answer(request: messages.ServerReflectionRequest) -> messages.ServerReflecti
             name = request.file_containing_symbol
             _answer_files(response, DESCRIPTORS.serialized_files_of_symbol(name), f"no symbol '{name}'")
         case "all_extension_numbers_of_type" | "file_containing_extension":
-            _answer_error(response, core_calls.NOT_FOUND, "no message here has extensions")
+            _answer_error(response, codes.NOT_FOUND, "no message here has extensions")
         case _:
-            _answer_error(response, core_calls.UNIMPLEMENTED, "unknown kind of reflection request")
+            _answer_error(response, codes.UNIMPLEMENTED, "unknown kind of reflection request")
     return response
 
 
@@ -66,7 +70,7 @@ def _answer_files(response: messages.ServerReflectionResponse, files: list[bytes
     if files:
         response.file_descriptor_response.file_descriptor_proto.extend(files)
     else:
-        _answer_error(response, core_calls.NOT_FOUND, missing)
+        _answer_error(response, codes.NOT_FOUND, missing)
 
 
 def _answer_error(response: messages.ServerReflectionResponse, code: int, text: str) -> None:

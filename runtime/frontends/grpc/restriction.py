@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from cantata.runtime.frontends.grpc import core_calls
-from cantata.runtime.frontends.grpc.call_loop import CallLoop, Route
-from cantata.runtime.frontends.grpc.core_calls import Event
+from cantata.runtime.frontends.grpc import codes
+from cantata.runtime.frontends.grpc.call import NO_READER, Call, CallReader
+from cantata.runtime.frontends.grpc.call_loop import Route
 from cantata.runtime.frontends.restricted_api import RestrictedApi
 
 _KEY_PREFIX: Final = "triton-grpc-protocol-"
@@ -41,7 +41,7 @@ _CATEGORIES: Final = {
 
 
 def restricted(
-    routes: Mapping[str, Route], restricted_protocols: tuple[RestrictedApi, ...], loop: CallLoop
+    routes: Mapping[str, Route], restricted_protocols: tuple[RestrictedApi, ...]
 ) -> dict[str, Route]:
     """`routes` by path, guarded where their group is restricted; the others are untouched and cost nothing."""
     needed = {category: api for api in restricted_protocols for category in api.categories}
@@ -49,21 +49,14 @@ def restricted(
     for path, route in routes.items():
         api = needed.get(_CATEGORIES.get(path.rpartition("/")[2], ""))
         if api is not None:
-            guarded[path] = partial(_guarded, route, api, loop)
+            guarded[path] = partial(_guarded, route, api)
     return guarded
 
 
-def _guarded(route: Route, api: RestrictedApi, loop: CallLoop, event: Event) -> object:
+def _guarded(route: Route, api: RestrictedApi, call: Call) -> CallReader:
     key = _KEY_PREFIX + api.key.lower()
-    found = next((value for name, value in event.invocation_metadata if name == key), None)
+    found = next((value for name, value in call.metadata if name == key), None)
     if isinstance(found, str) and api.admits(found):
-        return route(event)
-    core_calls.reply_status(
-        event.call,
-        core_calls.UNAVAILABLE,
-        f"This protocol is restricted, expecting header '{_KEY_PREFIX}{api.key}'",
-        loop.call_ended,
-        starts=True,
-        closes=True,
-    )
-    return None
+        return route(call)
+    call.fail(codes.UNAVAILABLE, f"This protocol is restricted, expecting header '{_KEY_PREFIX}{api.key}'")
+    return NO_READER

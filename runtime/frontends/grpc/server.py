@@ -64,12 +64,12 @@ class GrpcServer:
         for name, handler in self._service.slow_handlers().items():
             routes[service.PREFIX + name] = self._unary(handler, is_quick=False)
         routes[service.PREFIX + "ModelInfer"] = partial(InferCall, self._inference)
-        routes[service.PREFIX + "ModelStreamInfer"] = partial(InferStream, self._inference)
+        routes[service.PREFIX + "ModelStreamInfer"] = lambda call: InferStream(self._inference, call).reader
         routes[health.PREFIX + "Check"] = self._unary(self._health.check, is_quick=False)
         routes[health.PREFIX + "Watch"] = self._health.watch
         for path in reflection.PATHS:
-            routes[path] = partial(ReflectionStream, self._loop)
-        guarded = restricted(routes, self._options.restricted_protocols, self._loop)
+            routes[path] = lambda call: ReflectionStream(self._loop, call).reader
+        guarded = restricted(routes, self._options.restricted_protocols)
         return {path.encode(): route for path, route in guarded.items()}
 
     def _unary(self, handler: Handler, *, is_quick: bool = True) -> Route:

@@ -1,25 +1,26 @@
 """A call of one request and one answer: the inference call, and the one for everything that is answered at once.
 
-Owns when a call is answered and when its end is watched for. Knows no message but as bytes and errors.
+Owns when a call is answered, and by what. Knows no message but as bytes and errors.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from cantata.runtime.admission import ByteBudget, ByteLease
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, internal_error, unsupported
-from cantata.runtime.frontends.grpc import core_calls
+from cantata.runtime.frontends.grpc import codes
+from cantata.runtime.frontends.grpc.call import Call
 from cantata.runtime.frontends.grpc.call_loop import CallLoop
 from cantata.runtime.frontends.grpc.classes import RequestedClasses, requested_classes
-from cantata.runtime.frontends.grpc.core_calls import Event
 from cantata.runtime.frontends.grpc.infer_message import decode_infer_message
 from cantata.runtime.frontends.grpc.infer_request import build_request, parse_model_version
 from cantata.runtime.frontends.grpc.infer_response import encode_infer_response
-from cantata.runtime.frontends.grpc.inference import InferenceService
+from cantata.runtime.frontends.grpc.inference import InferenceService, retry_trailers
 from cantata.runtime.frontends.grpc.options import MAX_MESSAGE_BYTES
 from cantata.runtime.frontends.grpc.request_errors import as_inference_error
 from cantata.runtime.frontends.status_codes import GRPC_CODES
@@ -37,70 +38,65 @@ Handler = Callable[[bytes], bytes]
 class UnaryCall:
     """A call that `handler` answers: on the loop's thread if it is quick, else on a thread of its own."""
 
-    __slots__ = ("_call", "_handler", "_is_quick", "_loop")
+    __slots__ = ("_call", "_handler", "_has_message", "_is_quick", "_loop")
 
-    def __init__(self, loop: CallLoop, handler: Handler, is_quick: bool, event: Event) -> None:
+    def __init__(self, loop: CallLoop, handler: Handler, is_quick: bool, call: Call) -> None:
         self._loop = loop
-        self._call = event.call
+        self._call = call
         self._handler = handler
         self._is_quick = is_quick
-        core_calls.receive_message(self._call, self._on_message)
+        self._has_message = False
 
-    def _on_message(self, event: Event) -> None:
-        message = core_calls.received_message(event)
+    def on_message(self, message: bytes | memoryview) -> None:
+        if self._has_message:
+            return
+        self._has_message = True
         if self._is_quick:
-            self._answer(message)
+            self._answer(bytes(message))
         else:
             threading.Thread(
-                target=self._answer, args=(message,), name="cantata-grpc-call", daemon=True
+                target=self._answer, args=(bytes(message),), name="cantata-grpc-call", daemon=True
             ).start()
 
-    def _answer(self, message: bytes | None) -> None:
-        ended = self._loop.call_ended
+    def on_half_close(self) -> None:
+        if not self._has_message:
+            self._call.fail(codes.INTERNAL, _NO_MESSAGE)
+
+    def on_writable(self) -> None:
+        """There is but one message."""
+
+    def on_closed(self, was_cancelled: bool) -> None:
+        """The handler is left to end; nobody hears it."""
+
+    def _answer(self, message: bytes) -> None:
+        call = self._call
         try:
-            if message is None:
-                raise internal_error(_NO_MESSAGE)
             answer = self._handler(message)
         except Exception as error:
             refusal = as_inference_error(error)
-            core_calls.reply_status(
-                self._call, GRPC_CODES[refusal.code], refusal.message, ended, starts=True, closes=True
-            )
+            self._loop.run_here(partial(call.fail, GRPC_CODES[refusal.code], refusal.message))
         else:
-            core_calls.reply(self._call, answer, ended, closes=True, compress=False)
+            self._loop.run_here(partial(call.answer, answer))
 
 
 class InferCall:
-    """A ModelInfer call, and the sender of its one response.
-
-    The end of a call must be asked for exactly once, and asking costs an event. So it is asked for with the answer,
-    unless that is not there yet when the loop has run the work at hand. `_lock` guards `_is_watched` and
-    `_is_answered`, which decide that.
-    """
+    """A ModelInfer call, and the sender of its one response."""
 
     __slots__ = (
         "_call",
         "_cancellation",
         "_classes",
-        "_details",
         "_earlier",
-        "_is_answered",
-        "_is_watched",
+        "_has_message",
         "_lease",
-        "_lock",
-        "_metadata",
         "_regions",
         "_service",
     )
 
-    def __init__(self, service: InferenceService, event: Event) -> None:
+    def __init__(self, service: InferenceService, call: Call) -> None:
         self._service = service
-        self._call = event.call
-        self._details = event.call_details
-        self._metadata = event.invocation_metadata
-        self._lock = threading.Lock()
-        self._is_watched = False
-        self._is_answered = False
+        self._call = call
+        self._has_message = False
         self._cancellation: Cancellation | None = None
         self._classes: RequestedClasses | None = None
         self._regions: RegionLease | None = None
@@ -108,9 +104,10 @@ class InferCall:
         self._earlier: list[InferenceResponse] | None = None
         # What it holds of the server's budget of bytes, if there is one.
         self._lease: ByteLease | None = None
-        if service.byte_budget is not None and not self._is_admitted(service.byte_budget):
-            return
-        core_calls.receive_message(self._call, self._on_message)
+        if service.compresses:
+            service.compress(call)
+        if service.byte_budget is not None:
+            self._admit(service.byte_budget)
 
     def send(self, response: InferenceResponse | None, final: bool) -> None:
         """Answer the call with its only response; any thread."""
@@ -130,20 +127,12 @@ class InferCall:
     def wait_until_ready(self) -> None:
         """One response is always welcome."""
 
-    def watch(self) -> None:
-        """Learn when the client gives up, if the call is not answered yet."""
-        with self._lock:
-            if self._is_answered:
-                return
-            self._is_watched = True
-        core_calls.watch_close(self._call, self._on_close)
-
-    def _on_message(self, event: Event) -> None:
+    def on_message(self, message: bytes | memoryview) -> None:
+        if self._has_message:
+            return
+        self._has_message = True
         received_ns = monotonic_ns()
-        message = core_calls.received_message(event)
         try:
-            if message is None:
-                raise internal_error(_NO_MESSAGE)
             if self._lease is not None:
                 self._service.received(len(message))
                 self._lease.resize(len(message))
@@ -151,20 +140,29 @@ class InferCall:
         except Exception as error:
             self._fail(as_inference_error(error))
         else:
-            if not self._is_answered:
-                self._service.loop.watch_later(self)
+            self._service.loop.request_round()
 
-    def _is_admitted(self, budget: ByteBudget) -> bool:
+    def on_half_close(self) -> None:
+        if not self._has_message:
+            self._fail(internal_error(_NO_MESSAGE))
+
+    def on_writable(self) -> None:
+        """There is but one message."""
+
+    def on_closed(self, was_cancelled: bool) -> None:
+        if was_cancelled and self._cancellation is not None:
+            self._cancellation.cancel()
+
+    def _admit(self, budget: ByteBudget) -> None:
         """Take what the message probably needs, or refuse the call before the message is read."""
         self._lease = ByteLease(self._service.expected_bytes)
         try:
             self._lease.hold(budget)
         except InferenceError as error:
+            self._has_message = True
             self._fail(error)
-            return False
-        return True
 
-    def _submit(self, message: bytes, received_ns: int) -> None:
+    def _submit(self, message: bytes | memoryview, received_ns: int) -> None:
         service = self._service
         service.check_accepting()
         decoded = decode_infer_message(message)
@@ -174,19 +172,25 @@ class InferCall:
             raise unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy")
         if decoded.outputs:
             self._classes = requested_classes(decoded, model)
-        deadline_ns = core_calls.deadline_ns_of(self._details)
         try:
             request = build_request(
-                decoded, version, self, received_ns, deadline_ns, None, service.server.shared_memory
+                decoded,
+                version,
+                self,
+                received_ns,
+                self._call.deadline_ns,
+                None,
+                service.server.shared_memory,
             )
         finally:
             self._regions = decoded.regions
         self._cancellation = request.cancellation
+        metadata = self._call.metadata
         if service.forwarding is not None:
-            service.forward_headers(request, self._metadata)
+            service.forward_headers(request, metadata)
         tracer = service.server.tracer
         if tracer.is_on or request.parameters is not None:
-            tracer.begin(request, GRPC, self._metadata)
+            tracer.begin(request, GRPC, metadata)
         request.lease = self._lease
         service.server.submit(request)
 
@@ -206,36 +210,18 @@ class InferCall:
             return
         if self._regions is not None:
             self._regions.release()
-        service = self._service
-        core_calls.reply(
-            self._call,
-            message,
-            service.loop.call_ended,
-            closes=self._take_close(),
-            compress=service.compresses,
-        )
+        loop = self._service.loop
+        if loop.is_current_thread():
+            self._call.answer(message)
+        else:
+            loop.run_here(partial(self._call.answer, message))
 
     def _fail(self, error: InferenceError) -> None:
         if self._regions is not None:
             self._regions.release()
         if self._lease is not None:
             self._lease.release()
-        core_calls.reply_status(
-            self._call,
-            GRPC_CODES[error.code],
-            error.message,
-            self._service.loop.call_ended,
-            starts=True,
-            closes=self._take_close(),
-            retry_after_s=error.retry_after_s,
+        trailers = retry_trailers(error.retry_after_s)
+        self._service.loop.run_here(
+            partial(self._call.fail, GRPC_CODES[error.code], error.message, trailers)
         )
-
-    def _take_close(self) -> bool:
-        """Mark the call answered; True where the answer must ask for the call's end."""
-        with self._lock:
-            self._is_answered = True
-            return not self._is_watched
-
-    def _on_close(self, event: Event) -> None:
-        if core_calls.was_cancelled(event) and self._cancellation is not None:
-            self._cancellation.cancel()

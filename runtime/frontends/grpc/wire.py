@@ -15,7 +15,7 @@ class MalformedMessageError(ValueError):
     """Bytes that are not a message of the type they are said to be."""
 
 
-def read_varint(message: bytes, position: int) -> tuple[int, int]:
+def read_varint(message: bytes | memoryview, position: int) -> tuple[int, int]:
     """The varint at `position`, and the position after it. Raises MalformedMessageError."""
     value = shift = 0
     try:

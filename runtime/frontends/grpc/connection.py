@@ -1,0 +1,591 @@
+"""One client's HTTP/2 connection: frames in, calls out, and their answers back (RFC 9113).
+
+Owns the connection's state: its calls, windows, settings, and what it still has to write. What a call means is said
+in `call`; how calls are routed, by the loop. Everything here runs on the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol, cast
+
+from cantata.runtime.frontends.grpc import codes
+from cantata.runtime.frontends.grpc.call import Call
+from cantata.runtime.frontends.grpc.http2 import frames
+from cantata.runtime.frontends.grpc.http2.frames import (
+    ACK,
+    CLIENT_PREFACE,
+    CONTINUATION,
+    DATA,
+    DEFAULT_MAX_FRAME_SIZE,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_HEADER_SIZE,
+    GOAWAY,
+    HAS_PRIORITY,
+    HEADERS,
+    LARGEST_WINDOW,
+    PADDED,
+    PING,
+    PRIORITY,
+    RST_STREAM,
+    SETTINGS,
+    SETTINGS_ACK,
+    WINDOW_UPDATE,
+    ConnectionFailure,
+    ErrorCode,
+    Setting,
+)
+from cantata.runtime.frontends.grpc.http2.header_blocks import (
+    HeaderBlockError,
+    HeaderDecoder,
+    HeaderListTooLargeError,
+)
+from cantata.runtime.frontends.grpc.http2.liveness import Liveness
+from cantata.runtime.frontends.grpc.http2.response_headers import ResponseHeaders
+from cantata.runtime.frontends.grpc.options import MAX_MESSAGE_BYTES, GrpcOptions
+from cantata.runtime.frontends.grpc.request_head import MalformedHeadError, RequestHead, request_head
+
+_log = logging.getLogger("cantata.grpc")
+
+# What clients are allowed. The windows are large: a message is kept whole before it is read anyway.
+MAX_CALLS: Final = 4096
+MAX_FRAME_SIZE: Final = 1 << 20
+CALL_WINDOW: Final = 16 << 20
+CONNECTION_WINDOW: Final = 64 << 20
+MAX_HEADER_LIST_SIZE: Final = 64 << 10
+# A client that asks for answers on end and reads none is cut off.
+MAX_UNREAD_ANSWERS: Final = 1000
+
+# Frames of DATA that are longer, and not there in full, are read into their message's memory.
+_DIRECT_SIZE: Final = 16 << 10
+# Heads of requests that are remembered by their bytes.
+_REMEMBERED_HEADS: Final = 64
+# Writes up to this size are joined; larger ones are handed to the socket piece by piece.
+_JOINED_BYTES: Final = 64 << 10
+_SETTINGS: Final = frames.settings_frame(
+    {
+        Setting.MAX_CONCURRENT_STREAMS: MAX_CALLS,
+        Setting.INITIAL_WINDOW_SIZE: CALL_WINDOW,
+        Setting.MAX_FRAME_SIZE: MAX_FRAME_SIZE,
+        Setting.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST_SIZE,
+    }
+) + frames.window_update_frame(0, CONNECTION_WINDOW - DEFAULT_WINDOW)
+
+
+class ConnectionOwner(Protocol):
+    """The loop, as a connection sees it."""
+
+    # What sockets are read into: used by one connection at a time, between two calls of the event loop.
+    read_buffer: memoryview
+
+    def opened(self, connection: Connection) -> None: ...
+
+    def closed(self, connection: Connection) -> None: ...
+
+    def start_call(self, call: Call) -> None:
+        """A call has begun: find who takes it."""
+
+    def has_unsent(self, connection: Connection) -> None:
+        """Have `connection.flush` called before the loop waits again."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """The protocol object of one accepted socket."""
+
+    transport: asyncio.Transport
+
+    def __init__(
+        self, owner: ConnectionOwner, options: GrpcOptions, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._owner = owner
+        self._liveness = Liveness(self, options, loop)
+        self.max_message_size = MAX_MESSAGE_BYTES
+        self.calls: dict[int, Call] = {}
+        self.response_headers = ResponseHeaders()
+        self.is_writable = True
+        self.send_window = DEFAULT_WINDOW
+        self.peer_max_frame_size = DEFAULT_MAX_FRAME_SIZE
+        self._peer_call_window = DEFAULT_WINDOW
+        self._decoder = HeaderDecoder(MAX_HEADER_LIST_SIZE)
+        # Heads by their blocks' bytes, for as long as the decoder's table stays as it is.
+        self._heads: dict[bytes, RequestHead] = {}
+        self._heads_changes = 0
+        # The beginning of a frame that has not arrived in full.
+        self._rest = b""
+        # Where the payload of a long frame is read to, and what is done when it is there.
+        self._target: memoryview | None = None
+        self._on_target_filled: Callable[[], None] = lambda: None
+        # A header block whose end has not come: its call, its flags, its parts.
+        self._block: tuple[int, int, bytearray] | None = None
+        self._has_preface = False
+        self._has_settings = False
+        self._last_call = 0
+        # How much of the connection's window the client has used and was not given back.
+        self._unreturned = 0
+        self._waiting: dict[int, Call] = {}
+        self._unsent: list[bytes | memoryview] = []
+        self._is_closing = False
+        self._is_lost = False
+        # Once set, no more calls are taken.
+        self._is_draining = False
+        self._unread_answers = 0
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are transports by behaviour only.
+        self.transport = cast(asyncio.Transport, transport)
+        self._owner.opened(self)
+        self._control(_SETTINGS)
+        self._liveness.start()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = self._is_closing = True
+        self._liveness.stop()
+        self._unsent.clear()
+        self._target = None
+        calls, self.calls = self.calls, {}
+        for call in calls.values():
+            call.cancelled()
+        self._waiting.clear()
+        self._owner.closed(self)
+
+    def pause_writing(self) -> None:
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        self.is_writable = True
+        self._pump_waiting()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._target is not None:
+            return self._target
+        buffer = self._owner.read_buffer
+        rest = len(self._rest)
+        buffer[:rest] = self._rest
+        return buffer[rest:]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._is_closing:
+            return
+        self._liveness.received()
+        try:
+            if self._target is not None:
+                self._fill_target(nbytes)
+            else:
+                data = bytes(self._owner.read_buffer[: len(self._rest) + nbytes])
+                taken = self._take_frames(data)
+                self._rest = data[taken:] if taken < len(data) else b""
+        except ConnectionFailure as failure:
+            self.end(failure.code, failure.text)
+        except Exception:
+            _log.exception("gRPC: a connection failed")
+            self.end(ErrorCode.INTERNAL_ERROR, "internal error")
+
+    # Frames in.
+
+    def _take_frames(self, data: bytes) -> int:
+        """Handle the whole frames in `data`; how much of it they are."""
+        position, end = 0, len(data)
+        if not self._has_preface:
+            position = self._take_preface(data)
+        while end - position >= FRAME_HEADER_SIZE:
+            high, low, kind, flags, stream_id = frames.unpack_frame_header(data, position)
+            start = position + FRAME_HEADER_SIZE
+            stop = start + (high << 8 | low)
+            if stop > end:
+                return self._await_rest(data, position, kind, flags, stream_id, stop - start)
+            if kind == DATA and self._block is None:
+                self._on_data(stream_id, flags, data, start, stop)
+            else:
+                self._on_frame(kind, flags, stream_id, data[start:stop])
+            if self._is_closing:
+                return end
+            position = stop
+        return position
+
+    def _take_preface(self, data: bytes) -> int:
+        if data[: len(CLIENT_PREFACE)] != CLIENT_PREFACE[: len(data)]:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "the client speaks no HTTP/2")
+        if len(data) < len(CLIENT_PREFACE):
+            return 0
+        self._has_preface = True
+        return len(CLIENT_PREFACE)
+
+    def _await_rest(
+        self, data: bytes, position: int, kind: int, flags: int, stream_id: int, length: int
+    ) -> int:
+        """A frame is there in part; how much of `data` is done with."""
+        if length > (MAX_FRAME_SIZE if kind == DATA else MAX_HEADER_LIST_SIZE):
+            raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "a frame is too long")
+        start = position + FRAME_HEADER_SIZE
+        missing = start + length - len(data)
+        if missing < _DIRECT_SIZE:
+            return position
+        call = self.calls.get(stream_id)
+        if kind == DATA and self._block is None and call is not None and not flags & PADDED:
+            self._count_received(call, length)
+            call.receive(data, start, len(data))
+            self._fill_message(call, missing, flags)
+        else:
+            self._fill_frame(data[position:], missing, kind, flags, stream_id)
+        return len(data)
+
+    def _fill_message(self, call: Call, missing: int, flags: int) -> None:
+        """Have the next `missing` bytes, the rest of a frame, read into the message that `call` is receiving."""
+        room = call.room()
+        if room is None or not room:
+            # The call is over, or a message ends where this part of the frame does.
+            room = memoryview(bytearray(min(missing, _DIRECT_SIZE)))
+            self._target = target = room
+
+            def received() -> None:
+                call.receive(bytes(target), 0, len(target))
+                self._go_on_filling(call, missing - len(target), flags)
+
+            self._on_target_filled = received
+            return
+        self._target = room[:missing]
+        count = len(self._target)
+
+        def filled() -> None:
+            call.filled(count)
+            self._go_on_filling(call, missing - count, flags)
+
+        self._on_target_filled = filled
+
+    def _go_on_filling(self, call: Call, missing: int, flags: int) -> None:
+        if missing:
+            self._fill_message(call, missing, flags)
+        elif flags & END_STREAM:
+            call.half_close()
+
+    def _fill_frame(self, begun: bytes, missing: int, kind: int, flags: int, stream_id: int) -> None:
+        """Have the rest of a long frame read before it is handled."""
+        memory = bytearray(len(begun) + missing)
+        memory[: len(begun)] = begun
+        self._target = memoryview(memory)[len(begun) :]
+
+        def filled() -> None:
+            payload = bytes(memoryview(memory)[FRAME_HEADER_SIZE:])
+            if kind == DATA and self._block is None:
+                self._on_data(stream_id, flags, payload, 0, len(payload))
+            else:
+                self._on_frame(kind, flags, stream_id, payload)
+
+        self._on_target_filled = filled
+
+    def _fill_target(self, count: int) -> None:
+        assert self._target is not None
+        self._target = self._target[count:]
+        if not self._target:
+            self._target = None
+            self._on_target_filled()
+
+    def _on_data(self, stream_id: int, flags: int, data: bytes, start: int, stop: int) -> None:
+        call = self.calls.get(stream_id)
+        self._count_received(call, stop - start)
+        if call is None or call.is_half_closed:
+            self._on_data_of_none(stream_id, call)
+            return
+        if flags & PADDED:
+            if start == stop or data[start] > stop - start - 1:
+                raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "a frame of DATA is all padding")
+            start, stop = start + 1, stop - data[start]
+        if start < stop:
+            call.receive(data, start, stop)
+        if flags & END_STREAM:
+            call.half_close()
+
+    def _on_data_of_none(self, stream_id: int, call: Call | None) -> None:
+        """DATA for a call that was answered already is dropped; for one that never was, it is an error."""
+        if call is not None:
+            self._control(frames.reset_frame(stream_id, ErrorCode.STREAM_CLOSED))
+            call.cancelled()
+        elif stream_id == 0 or stream_id > self._last_call:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "DATA for a call that was never made")
+
+    def _count_received(self, call: Call | None, size: int) -> None:
+        """Give the client's windows back what it has used of them, when it is much."""
+        self._unreturned += size
+        if self._unreturned > CONNECTION_WINDOW // 2:
+            if self._unreturned > CONNECTION_WINDOW:
+                raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window allows")
+            self._control(frames.window_update_frame(0, self._unreturned))
+            self._unreturned = 0
+        if call is None:
+            return
+        call.unreturned += size
+        if call.unreturned > CALL_WINDOW // 2:
+            if call.unreturned > CALL_WINDOW:
+                raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window allows")
+            self._control(frames.window_update_frame(call.stream_id, call.unreturned))
+            call.unreturned = 0
+
+    def _on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        if self._block is not None and kind != CONTINUATION:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
+        if not self._has_settings and kind != SETTINGS:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        if kind == HEADERS:
+            self._on_headers(stream_id, flags, payload)
+        elif kind == RST_STREAM:
+            self._on_reset(stream_id, payload)
+        elif kind == WINDOW_UPDATE:
+            self._on_window_update(stream_id, payload)
+        elif kind == PING:
+            self._on_ping(flags, payload)
+        elif kind == SETTINGS:
+            self._on_settings(stream_id, flags, payload)
+        elif kind == CONTINUATION:
+            self._on_continuation(stream_id, flags, payload)
+        elif kind == frames.PUSH_PROMISE or (kind in (PRIORITY, GOAWAY) and (stream_id == 0) != (kind == GOAWAY)):
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "a frame that a client may not send")
+
+    # Headers.
+
+    def _on_headers(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if not stream_id & 1:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "HEADERS for a stream that no client opens")
+        start, stop = 0, len(payload)
+        if flags & PADDED:
+            start, stop = 1, stop - (payload[0] if payload else stop + 1)
+        if flags & HAS_PRIORITY:
+            start += 5
+        if start > stop:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "HEADERS is all padding")
+        block = payload[start:stop]
+        if flags & END_HEADERS:
+            self._on_block(stream_id, flags, block)
+        else:
+            self._block = (stream_id, flags, bytearray(block))
+
+    def _on_continuation(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if self._block is None or self._block[0] != stream_id:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "CONTINUATION of nothing")
+        _, first_flags, block = self._block
+        block += payload
+        # An empty part brings nothing nearer its end; no client has a reason to send one.
+        if len(block) > MAX_HEADER_LIST_SIZE or not payload:
+            raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, "a header block is too long")
+        if flags & END_HEADERS:
+            self._block = None
+            self._on_block(stream_id, first_flags, bytes(block))
+
+    def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
+        call = self.calls.get(stream_id)
+        if call is not None or stream_id <= self._last_call:
+            self._on_trailers(call, flags, block)
+            return
+        try:
+            head = self._head(block)
+        except HeaderBlockError as error:
+            raise ConnectionFailure(ErrorCode.COMPRESSION_ERROR, str(error)) from None
+        except HeaderListTooLargeError as error:
+            self._last_call = stream_id
+            self._refuse_headers(stream_id, str(error))
+            return
+        except MalformedHeadError:
+            self._last_call = stream_id
+            self._control(frames.reset_frame(stream_id, ErrorCode.PROTOCOL_ERROR))
+            return
+        self._last_call = stream_id
+        if self._is_draining:
+            return
+        if len(self.calls) >= MAX_CALLS:
+            self._control(frames.reset_frame(stream_id, ErrorCode.REFUSED_STREAM))
+            return
+        call = self.calls[stream_id] = Call(self, stream_id, head, self._peer_call_window)
+        if head.http_status == 200:
+            self._owner.start_call(call)
+        else:
+            call.refuse(head.http_status)
+        if flags & END_STREAM:
+            call.half_close()
+
+    def _head(self, block: bytes) -> RequestHead:
+        head = self._heads.get(block)
+        if head is not None:
+            return head
+        decoder = self._decoder
+        before = decoder.changes
+        head = request_head(decoder.decode(block))
+        if decoder.changes != self._heads_changes or len(self._heads) >= _REMEMBERED_HEADS:
+            self._heads.clear()
+            self._heads_changes = decoder.changes
+        if decoder.changes == before:
+            self._heads[block] = head
+        return head
+
+    def _on_trailers(self, call: Call | None, flags: int, block: bytes) -> None:
+        try:
+            self._decoder.decode(block)
+        except HeaderListTooLargeError:
+            pass
+        except HeaderBlockError as error:
+            raise ConnectionFailure(ErrorCode.COMPRESSION_ERROR, str(error)) from None
+        if call is None:
+            return
+        if not flags & END_STREAM or call.is_half_closed:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "HEADERS in the middle of a call")
+        call.half_close()
+
+    def _refuse_headers(self, stream_id: int, text: str) -> None:
+        block = self.response_headers.failure(codes.RESOURCE_EXHAUSTED, text, starts=True)
+        flags = END_HEADERS | END_STREAM
+        self.write(frames.frame_header(len(block), HEADERS, flags, stream_id) + block)
+        self._control(frames.reset_frame(stream_id, ErrorCode.NO_ERROR))
+
+    # The other frames.
+
+    def _on_reset(self, stream_id: int, payload: bytes) -> None:
+        frames.parse_number(payload)
+        if stream_id == 0 or stream_id > self._last_call:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "RST_STREAM for a call that was never made")
+        call = self.calls.pop(stream_id, None)
+        if call is not None:
+            call.is_half_closed = True
+            call.cancelled()
+
+    def _on_window_update(self, stream_id: int, payload: bytes) -> None:
+        increment = frames.parse_number(payload) & LARGEST_WINDOW
+        if stream_id == 0:
+            self.send_window += increment
+            if not increment or self.send_window > LARGEST_WINDOW:
+                raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "a window that is none")
+            self._pump_waiting()
+            return
+        call = self.calls.get(stream_id)
+        if call is None:
+            if stream_id > self._last_call:
+                raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE for a call never made")
+            return
+        call.send_window += increment
+        if not increment or call.send_window > LARGEST_WINDOW:
+            self._control(frames.reset_frame(stream_id, ErrorCode.FLOW_CONTROL_ERROR))
+            call.is_half_closed = True
+            call.cancelled()
+        elif stream_id in self._waiting:
+            self._pump_waiting()
+
+    def _on_ping(self, flags: int, payload: bytes) -> None:
+        if len(payload) != 8:
+            raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "a PING of another size than 8")
+        if flags & ACK:
+            return
+        if not self._liveness.allows_ping(self.has_calls):
+            raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+        self._answer_frame(frames.ping_frame(payload, ACK))
+
+    def _on_settings(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if stream_id != 0 or (flags & ACK and payload):
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "SETTINGS that are none")
+        self._has_settings = True
+        if flags & ACK:
+            return
+        for name, value in frames.parse_settings(payload):
+            if name == Setting.INITIAL_WINDOW_SIZE:
+                if value > LARGEST_WINDOW:
+                    raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "a window that is none")
+                for call in self.calls.values():
+                    call.send_window += value - self._peer_call_window
+                self._peer_call_window = value
+            elif name == Setting.MAX_FRAME_SIZE:
+                if not DEFAULT_MAX_FRAME_SIZE <= value <= frames.LARGEST_MAX_FRAME_SIZE:
+                    raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "a frame size that is none")
+                self.peer_max_frame_size = value
+            elif name == Setting.HEADER_TABLE_SIZE:
+                self.response_headers.limit_table(value)
+        self._answer_frame(SETTINGS_ACK)
+        self._pump_waiting()
+
+    def _answer_frame(self, frame: bytes) -> None:
+        self._unread_answers = 0 if self.is_writable else self._unread_answers + 1
+        if self._unread_answers > MAX_UNREAD_ANSWERS:
+            raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, "the client does not read what it asks for")
+        self._control(frame)
+
+    # Answers out.
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Send a call's bytes, together with what else is written in this round."""
+        self._liveness.has_sent = True
+        self._control(data)
+
+    def _control(self, data: bytes | memoryview) -> None:
+        """Send bytes that are the connection's own."""
+        if self._is_lost:
+            return
+        if not self._unsent:
+            self._owner.has_unsent(self)
+        self._unsent.append(data)
+
+    def flush(self) -> None:
+        """Hand what was written to the socket."""
+        unsent = self._unsent
+        if not unsent:
+            return
+        self._unsent = []
+        if len(unsent) == 1:
+            self.transport.write(unsent[0])
+        elif sum(map(len, unsent)) <= _JOINED_BYTES:
+            self.transport.write(b"".join(unsent))
+        else:
+            self.transport.writelines(unsent)
+
+    def wait_for_window(self, call: Call) -> None:
+        """Have `call.pump` called when there may be room for what it has to send."""
+        self._waiting[call.stream_id] = call
+
+    def _pump_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for call in waiting.values():
+            call.pump()
+
+    def call_ended(self, call: Call) -> None:
+        """The call sends and wants nothing more."""
+        if self.calls.pop(call.stream_id, None) is not None and not call.is_half_closed:
+            self._control(frames.reset_frame(call.stream_id, ErrorCode.NO_ERROR))
+        self._waiting.pop(call.stream_id, None)
+        if self._is_draining and not self.calls:
+            self._close()
+
+    # The end.
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether a call is in flight."""
+        return bool(self.calls)
+
+    def drain(self) -> None:
+        """Take no more calls, and close when those in flight have ended."""
+        if not self._is_draining and not self._is_closing:
+            self._is_draining = True
+            self._control(frames.goaway_frame(self._last_call, ErrorCode.NO_ERROR, ""))
+            if not self.calls:
+                self._close()
+
+    def ping(self, payload: bytes) -> None:
+        """Ask the client whether it is there."""
+        self._control(frames.ping_frame(payload))
+
+    def end(self, code: ErrorCode, text: str) -> None:
+        """Say why, and close."""
+        if not self._is_closing:
+            self._control(frames.goaway_frame(self._last_call, code, text))
+            self._close()
+
+    def _close(self) -> None:
+        if not self._is_closing:
+            self._is_closing = True
+            self.flush()
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Cut the connection off."""
+        self._is_closing = True
+        self.transport.abort()

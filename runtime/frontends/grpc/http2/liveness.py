@@ -1,0 +1,138 @@
+"""Whether the other side is still there, and whether it asks that too often: keep-alive, pings and age.
+
+Owns the timers of one connection. What is sent, and how a connection ends, is the connection's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Final, Protocol
+
+from cantata.runtime.frontends.grpc.http2.frames import ErrorCode
+from cantata.runtime.frontends.grpc.options import GrpcOptions
+
+_PING: Final = b"cantata?"
+# A client with no calls may ask as often as this without `keepalive_permit_without_calls`, in seconds; as in C-core.
+_IDLE_PING_INTERVAL_S: Final = 7200.0
+# By how much connections' ages differ, so that they do not all end at once.
+_AGE_JITTER: Final = 0.1
+
+
+class LivingConnection(Protocol):
+    """A connection, as its liveness sees it."""
+
+    @property
+    def has_calls(self) -> bool: ...
+
+    def ping(self, payload: bytes) -> None: ...
+
+    def drain(self) -> None: ...
+
+    def end(self, code: ErrorCode, text: str) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class Liveness:
+    """`has_sent` is set by whoever sends headers or data: pings that follow those are never too many."""
+
+    __slots__ = (
+        "_age_timer",
+        "_connection",
+        "_last_ping_s",
+        "_last_received_s",
+        "_loop",
+        "_options",
+        "_pings_without_data",
+        "_strikes",
+        "_timer",
+        "has_sent",
+    )
+
+    def __init__(
+        self, connection: LivingConnection, options: GrpcOptions, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._connection = connection
+        self._options = options
+        self._loop = loop
+        self.has_sent = False
+        self._last_received_s = 0.0
+        self._last_ping_s: float | None = None
+        self._strikes = 0
+        self._pings_without_data = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._age_timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """The connection is open."""
+        options = self._options
+        self._last_received_s = self._loop.time()
+        self._timer = self._loop.call_later(options.keepalive_time / 1000, self._look)
+        if options.max_connection_age:
+            age_s = options.max_connection_age / 1000 * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)
+            self._age_timer = self._loop.call_later(age_s, self._grow_old)
+
+    def stop(self) -> None:
+        """The connection is closed."""
+        for timer in (self._timer, self._age_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def received(self) -> None:
+        """Something came."""
+        self._last_received_s = self._loop.time()
+
+    def allows_ping(self, has_calls: bool) -> bool:
+        """Whether a ping from the client is one of few enough (`http2_*ping*` of the options)."""
+        options = self._options
+        now_s = self._loop.time()
+        if self.has_sent:
+            self.has_sent = False
+            self._last_ping_s = None
+            self._strikes = 0
+        last_ping_s, self._last_ping_s = self._last_ping_s, now_s
+        interval_s = options.http2_min_recv_ping_interval_without_data / 1000
+        if not has_calls and not options.keepalive_permit_without_calls:
+            interval_s = _IDLE_PING_INTERVAL_S
+        if last_ping_s is None or now_s >= last_ping_s + interval_s:
+            return True
+        self._strikes += 1
+        return not options.http2_max_ping_strikes or self._strikes <= options.http2_max_ping_strikes
+
+    def _look(self) -> None:
+        """Ask, where nothing has come for `keepalive_time`."""
+        options = self._options
+        silent_s = self._loop.time() - self._last_received_s
+        remaining_s = options.keepalive_time / 1000 - silent_s
+        if remaining_s > 0:
+            self._timer = self._loop.call_later(remaining_s, self._look)
+        elif self._may_ping():
+            self._pings_without_data += 1
+            self._connection.ping(_PING)
+            self._timer = self._loop.call_later(
+                options.keepalive_timeout / 1000, self._judge, self._last_received_s
+            )
+        else:
+            self._timer = self._loop.call_later(options.keepalive_time / 1000, self._look)
+
+    def _may_ping(self) -> bool:
+        options = self._options
+        if not self._connection.has_calls and not options.keepalive_permit_without_calls:
+            return False
+        if self.has_sent:
+            self._pings_without_data = 0
+        most = options.http2_max_pings_without_data
+        return not most or self._pings_without_data < most
+
+    def _judge(self, last_received_s: float) -> None:
+        if self._last_received_s == last_received_s:
+            self._connection.abort()
+        else:
+            self._look()
+
+    def _grow_old(self) -> None:
+        self._connection.drain()
+        grace_ms = self._options.max_connection_age_grace
+        if grace_ms:
+            self._age_timer = self._loop.call_later(grace_ms / 1000, self._connection.abort)
