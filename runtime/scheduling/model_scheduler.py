@@ -81,8 +81,6 @@ class ModelScheduler:
             self._idle += scheduled
         for instance in scheduled:
             if isinstance(instance.backend_instance, RestartingInstance):
-            if not self._idle:
-                self._free_ns = now_ns
                 instance.backend_instance.watch(partial(self._look_at, instance, instance.backend_instance))
 
     def enqueue(self, request: InferenceRequest) -> None:
