@@ -13,15 +13,6 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Final
 
-new_event_loop: Callable[[], asyncio.AbstractEventLoop]
-try:
-    import uvloop
-
-    new_event_loop = uvloop.new_event_loop
-except ImportError:
-    # Where uvloop is not to be had.
-    new_event_loop = asyncio.new_event_loop
-
 _log = logging.getLogger("cantata.python")
 
 # How long a model's tasks may take to end when they are cancelled.
@@ -41,7 +32,7 @@ class AsyncLoop:
 
     def start(self) -> None:
         """Start the thread."""
-        self._loop = new_event_loop()
+        self._loop = _new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"cantata-loop-{self._name}", daemon=True)
         self._thread.start()
 
@@ -98,3 +89,12 @@ class AsyncLoop:
             except BaseException:
                 # SystemExit and the like, raised in a task that the model started, come out here.
                 _log.exception("a task of model instance '%s' failed", self._name)
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    # Imported by those who need it: most models do not, and each process of a model would pay for it.
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cantata.bls.current_model import Activity
@@ -21,7 +21,7 @@ from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
 from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
-from cantata.runtime.request import Cancellation, ResponseSender
+from cantata.runtime.request import Cancellation, LinkedCancellation, ResponseSender
 from cantata.runtime.request import InferenceRequest as RuntimeRequest
 from cantata.runtime.response import InferenceResponse as RuntimeResponse
 
@@ -41,11 +41,20 @@ def call(
     if refusal is not None:
         return _failed(refusal)
     services = activity.model.services
+    caller = _caller(request, activity)
+    cancellation = None if caller is None else caller.cancellation
+    # A timeout of its own must not end its caller.
+    linked = LinkedCancellation(cancellation) if request._timeout else None
     try:
-        runtime_request = _runtime_request(request, activity, WaitingSender(), _outer_cancellation(activity))
+        runtime_request = _runtime_request(
+            request, activity, caller, WaitingSender(), cancellation if linked is None else linked
+        )
         responses = submit_and_wait(services.submit, services.workers, runtime_request)
     except InferenceError as error:
         return _failed(_while_running(request, error))
+    finally:
+        if linked is not None:
+            linked.unlink()
     return received_response(responses[0]) if responses else InferenceResponse()
 
 
@@ -72,11 +81,12 @@ def call_async(
     if refusal is not None:
         future.set_result(_failed(refusal))
         return future
-    cancellation = LinkedCancellation(_outer_cancellation(activity))
+    caller = _caller(request, activity)
+    cancellation = LinkedCancellation(None if caller is None else caller.cancellation)
     services = activity.model.services
     sender = _FutureSender(loop, future, cancellation)
     try:
-        runtime_request = _runtime_request(request, activity, sender, cancellation.inner)
+        runtime_request = _runtime_request(request, activity, caller, sender, cancellation)
         submit(services, runtime_request)
     except InferenceError as error:
         cancellation.unlink()
@@ -85,23 +95,6 @@ def call_async(
     if not future.done():
         future.add_done_callback(sender.cancel_if_cancelled)
     return future
-
-
-class LinkedCancellation:
-    """A call's own cancellation, which its caller's reaches but which does not reach its caller."""
-
-    __slots__ = ("_outer", "inner")
-
-    def __init__(self, outer: Cancellation | None) -> None:
-        self.inner = Cancellation()
-        self._outer = outer
-        if outer is not None:
-            outer.add_listener(self, self.inner.cancel)
-
-    def unlink(self) -> None:
-        """The call is over."""
-        if self._outer is not None:
-            self._outer.remove_listener(self)
 
 
 class _FutureSender:
@@ -142,7 +135,7 @@ class _FutureSender:
     def cancel_if_cancelled(self, future: asyncio.Future[InferenceResponse | ResponseIterator]) -> None:
         """The model has stopped waiting, by a timeout of its own for example."""
         if future.cancelled():
-            self._cancellation.inner.cancel()
+            self._cancellation.cancel()
 
     def _resolve(self) -> None:
         if self._future.done():
@@ -152,13 +145,14 @@ class _FutureSender:
 
 
 def _open_iterator(request: InferenceRequest, activity: Activity) -> ResponseIterator:
-    cancellation = LinkedCancellation(_outer_cancellation(activity))
-    feed = ResponseFeed(cancellation.inner, cancellation.unlink)
+    caller = _caller(request, activity)
+    cancellation = LinkedCancellation(None if caller is None else caller.cancellation)
+    feed = ResponseFeed(cancellation, cancellation.unlink)
     iterator = ResponseIterator(feed, activity.model.reaper)
     refusal = _refusal(request, activity, True)
     if refusal is None:
         try:
-            activity.model.services.submit(_runtime_request(request, activity, feed, cancellation.inner))
+            activity.model.services.submit(_runtime_request(request, activity, caller, feed, cancellation))
         except InferenceError as error:
             refusal = _while_running(request, error)
     if refusal is not None:
@@ -197,8 +191,21 @@ def _refusal(request: InferenceRequest, activity: Activity, decoupled: bool) -> 
     return refusal_of(model.services, request._model_name, request._model_version, decoupled)
 
 
+def _caller(request: InferenceRequest, activity: Activity) -> RuntimeRequest | None:
+    """The request that a call is made for: its trace's or, of a batch of one, that one. None where nothing tells."""
+    trace = request._trace
+    if trace is not None and trace._received is not None:
+        return trace._received
+    requests = activity.requests
+    return requests[0] if len(requests) == 1 else None
+
+
 def _runtime_request(
-    request: InferenceRequest, activity: Activity, sender: ResponseSender, cancellation: Cancellation | None
+    request: InferenceRequest,
+    activity: Activity,
+    caller: RuntimeRequest | None,
+    sender: ResponseSender,
+    cancellation: Cancellation | None,
 ) -> RuntimeRequest:
     tensors = request.inputs()
     inputs = {tensor._name: tensor._value for tensor in tensors}
@@ -206,28 +213,43 @@ def _runtime_request(
         names = [tensor._name for tensor in tensors]
         repeated = next(name for name in names if names.count(name) > 1)
         raise invalid_argument(f"input '{repeated}' already exists in request")
-    return RuntimeRequest(
+    now_ns = monotonic_ns()
+    timeout_us, deadline_ns = request._timeout, 0
+    if caller is not None:
+        deadline_ns = caller.deadline_ns
+        if caller.timeout_us:
+            left_us = caller.timeout_left_us(now_ns)
+            timeout_us = min(timeout_us, left_us) if timeout_us else left_us
+    elif activity.requests:
+        deadline_ns = _deadline_of_all(activity.requests)
+    made = RuntimeRequest(
         request._model_name,
         inputs,
         sender,
-        monotonic_ns(),
+        now_ns,
         model_version=request._model_version,
         id=request._id,
         requested_outputs=request._requested_output_names,
         correlation_id=request._correlation_id,
         flags=request._flags,
         priority=request._priority,
-        timeout_us=request._timeout,
-        deadline_ns=activity.requests[0].deadline_ns if len(activity.requests) == 1 else 0,
+        timeout_us=timeout_us,
+        deadline_ns=deadline_ns,
         parameters=request._parameters,
         cancellation=cancellation,
         waiting=activity.waiting(),
     )
+    if caller is not None and caller.trace is not None:
+        made.trace = caller.trace.child(is_step=False)
+    return made
 
 
-def _outer_cancellation(activity: Activity) -> Cancellation | None:
-    requests = activity.requests
-    return requests[0].cancellation if len(requests) == 1 else None
+def _deadline_of_all(requests: Sequence[RuntimeRequest]) -> int:
+    """When the last request of a batch is past its deadline; raises InferenceError where nobody waits any more."""
+    if all(request.cancellation.is_cancelled for request in requests):
+        raise InferenceError(StatusCode.CANCELLED, "")
+    deadlines = [request.deadline_ns for request in requests]
+    return max(deadlines) if all(deadlines) else 0
 
 
 def _while_running(request: InferenceRequest, error: InferenceError) -> InferenceError:

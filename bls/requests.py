@@ -28,16 +28,32 @@ _FLAGS = 3
 
 
 class InferenceTrace:
-    """Stands for the trace of a request, so that a call can be given its caller's."""
+    """The trace of a received request. A call that is given it is made for that request, and is part of its trace."""
 
-    __slots__ = ()
+    __slots__ = ("_received",)
+
+    def __init__(self) -> None:
+        self._received: RuntimeRequest | None = None
+
+    @property
+    def context(self) -> str | None:
+        """The request's span, for other services that it leads to: a JSON object of the W3C headers.
+
+        None for a request that is not traced with OpenTelemetry.
+        """
+        trace = None if self._received is None else self._received.trace
+        return (trace.carrier() or None) if trace is not None else None
+
+    def get_context(self) -> str | None:
+        """The same as `context`."""
+        return self.context
 
 
 class InferenceRequest:
     """A request received by `execute`, or one made by a model to call another.
 
-    A call inherits the deadline and the cancellation of the request in whose `execute` it is made, where the batch
-    there has one request; with several, it cannot be told which of them the call is for.
+    A call inherits the deadline, the cancellation and the trace of the request in whose `execute` it is made, where
+    the batch there has one request; with several, of the one whose `trace` it is given, or of none.
     """
 
     __slots__ = (
@@ -56,6 +72,7 @@ class InferenceRequest:
         "_requested_output_names",
         "_sender",
         "_timeout",
+        "_trace",
     )
 
     def __init__(
@@ -94,6 +111,7 @@ class InferenceRequest:
         self._release_flags = TRITONSERVER_REQUEST_RELEASE_ALL
         self._timeout = timeout
         self._priority = priority
+        self._trace = trace
         self._parameters: dict[str, ParameterValue] | None = (
             None if parameters is None else checked_parameters(parameters)
         )
@@ -153,7 +171,11 @@ class InferenceRequest:
         return json.dumps({key: value for key, value in self._parameters.items() if key not in RESERVED})
 
     def trace(self) -> InferenceTrace:
-        return InferenceTrace()
+        trace = self._trace
+        if trace is None:
+            trace = self._trace = InferenceTrace()
+            trace._received = self._received
+        return trace
 
     def requested_output_names(self) -> list[str]:
         """Those asked for; of a received request that names none, all of the model's."""
@@ -205,6 +227,7 @@ def received_request(request: RuntimeRequest, open_streams: OpenStreams) -> Infe
     received._release_flags = TRITONSERVER_REQUEST_RELEASE_ALL
     received._timeout = request.timeout_us
     received._priority = request.priority
+    received._trace = None
     received._parameters = request.parameters
     received._activity = None
     received._received = request

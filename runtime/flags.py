@@ -226,7 +226,7 @@ SERVE_FLAGS: tuple[Flag, ...] = (
         "trace-config",
         _T,
         "",
-        "[triton,]<setting>=<value>: mode, level, rate, count, file, log-frequency; may be given again",
+        "mode=triton|opentelemetry, level, rate, count; triton,<file|log-frequency>=; opentelemetry,<url|resource|bsp_...>=",
         "Tracing",
         is_repeatable=True,
     ),

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from cantata.runtime.errors import InferenceError
+from cantata.runtime.errors import InferenceError, StatusCode, unavailable
 from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.tensor import Tensor
 
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from cantata.runtime.admission import ByteLease
     from cantata.runtime.execution.execution import Execution
     from cantata.runtime.observe.statistics import ComputeTimes
-    from cantata.runtime.observe.trace import RequestTrace
+    from cantata.runtime.observe.trace import Trace
 
 _log = logging.getLogger("cantata.request")
 
 # Request flags (reference, section 7.2).
 SEQUENCE_START: Final = 1
 SEQUENCE_END: Final = 2
+
+# What a request is answered that has waited, or gone on, for longer than it may.
+EXPIRED: Final = "Request timeout expired"
 
 
 class ResponseSender(Protocol):
@@ -50,12 +53,24 @@ class Cancellation:
 
     A caller that is cancelled stays so. Listeners run once each, on the thread that cancels (or at once, when
     added too late), and must be quick. Any thread may call.
+
+    `expires_ns` is when it cancels itself, by a request's timeout; 0 for never. `has_expired` says that it has.
     """
 
-    __slots__ = ("_listeners", "_lock", "_queued", "is_cancelled")
+    __slots__ = (
+        "__weakref__",
+        "_listeners",
+        "_lock",
+        "_queued",
+        "expires_ns",
+        "has_expired",
+        "is_cancelled",
+    )
 
     def __init__(self) -> None:
         self.is_cancelled = False
+        self.has_expired = False
+        self.expires_ns = 0
         self._lock = threading.Lock()
         # None until somebody listens: most requests are never cancelled and never listened to.
         self._listeners: dict[object, Callable[[], None]] | None = None
@@ -74,6 +89,14 @@ class Cancellation:
             queued.leave_queue()
         for listener in (listeners or {}).values():
             listener()
+
+    def expire(self) -> None:
+        """Cancel because the time that the request may take is over."""
+        with self._lock:
+            if self.is_cancelled:
+                return
+            self.has_expired = True
+        self.cancel()
 
     def add_listener(self, key: object, listener: Callable[[], None]) -> None:
         """Have `listener` called on cancellation, until `remove_listener(key)`."""
@@ -115,6 +138,29 @@ class Cancellation:
             self.remove_listener(request)
 
 
+class LinkedCancellation(Cancellation):
+    """One's own cancellation, which another's reaches but which does not reach the other."""
+
+    __slots__ = ("outer",)
+
+    def __init__(self, outer: Cancellation | None) -> None:
+        super().__init__()
+        self.outer = outer
+        if outer is not None:
+            outer.add_listener(self, self._follow)
+
+    def unlink(self) -> None:
+        """What it stands for is over."""
+        if self.outer is not None:
+            self.outer.remove_listener(self)
+
+    def _follow(self) -> None:
+        if self.outer is not None and self.outer.has_expired:
+            self.expire()
+        else:
+            self.cancel()
+
+
 class RequestQueue(Protocol):
     """Where a request waits."""
 
@@ -141,6 +187,7 @@ class InferenceRequest:
     __slots__ = (
         "_finished",
         "batch_size",
+        "batch_wait_ns",
         "cancellation",
         "carried",
         "correlation_id",
@@ -148,6 +195,7 @@ class InferenceRequest:
         "flags",
         "id",
         "inputs",
+        "lease",
         "model_name",
         "model_version",
         "owner",
@@ -157,6 +205,7 @@ class InferenceRequest:
         "queued_ns",
         "received_ns",
         "requested_outputs",
+        "responded_ns",
         "response_count",
         "sender",
         "started_ns",
@@ -187,7 +236,6 @@ class InferenceRequest:
         waiting: tuple[Execution, ...] = (),
     ) -> None:
         self.model_name = model_name
-        "batch_wait_ns",
         self.model_version = model_version
         self.id = id
         self.inputs = inputs
@@ -196,7 +244,6 @@ class InferenceRequest:
         self.flags = flags
         self.priority = priority
         self.timeout_us = timeout_us
-        "lease",
         self.deadline_ns = deadline_ns
         self.parameters = parameters
         self.cancellation = cancellation if cancellation is not None else Cancellation()
@@ -207,8 +254,12 @@ class InferenceRequest:
         self.queued_ns = 0
         self.batch_size = 0
         self.started_ns = 0
+        # How long an instance that was free waited for its batch to fill.
+        self.batch_wait_ns = 0
         self.times: ComputeTimes | None = None
         self.response_count = 0
+        # When it was last answered by a model that answers by itself.
+        self.responded_ns = 0
         # The states of its sequence by output name, which its model replaces; None where there are none.
         self.states: dict[str, Tensor] | None = None
         # What its model's instance keeps for the next iteration, while the request waits for that.
@@ -223,6 +274,12 @@ class InferenceRequest:
         self.trace: Trace | None = None
         self._finished = False
 
+    def timeout_left_us(self, now_ns: int) -> int:
+        """What is left of its timeout, for the requests that it leads to: at least 1. 0 without a timeout."""
+        if not self.timeout_us:
+            return 0
+        return max(1, self.timeout_us - (now_ns - self.received_ns) // 1000)
+
     @property
     def is_finished(self) -> bool:
         """Whether the final response has been sent."""
@@ -236,6 +293,8 @@ class InferenceRequest:
         if self._finished:
             return
         self._finished = final
+        if response is not None and response.error is not None and self.cancellation.has_expired:
+            response.error = _expiry_of(response.error)
         if self.owner is not None:
             self.owner.responded(self, response, final)
         self.response_count += 1
@@ -246,6 +305,8 @@ class InferenceRequest:
             self.sender.send(response, final)
         except Exception:
             _log.exception("a response of model '%s' could not be delivered", self.model_name)
+        if final and self.lease is not None:
+            self.lease.release()
         if trace is not None and final:
             trace.ended(self)
 
@@ -253,8 +314,6 @@ class InferenceRequest:
         """Tell the queue that it waits in, if it still does, that it is cancelled."""
         queue = self.queue
         if queue is not None:
-        # How long an instance that was free waited for its batch to fill.
-        self.batch_wait_ns = 0
             queue.cancelled(self)
 
     def fail(self, error: InferenceError) -> None:
@@ -266,5 +325,8 @@ class InferenceRequest:
     def described_id(self) -> str:
         """`[request id: ID] `, as Triton begins many request errors."""
         return f"[request id: {self.id or '<id_unknown>'}] "
-        if final and self.lease is not None:
-            self.lease.release()
+
+
+def _expiry_of(error: InferenceError) -> InferenceError:
+    """What a client is told whose request was cancelled because it took too long."""
+    return unavailable(EXPIRED) if error.code is StatusCode.CANCELLED else error

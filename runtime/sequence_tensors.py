@@ -6,8 +6,13 @@ Names and datatypes only, for backends, which run them like any others. What the
 
 from __future__ import annotations
 
-from cantata.grammars.model_config import ControlKind, ModelConfig, SequenceControl
+from typing import TYPE_CHECKING
+
 from cantata.runtime.datatypes import DataType
+
+if TYPE_CHECKING:
+    # A model's own process needs the names, but no configuration.
+    from cantata.grammars.model_config import ModelConfig, SequenceControl
 
 
 def added_inputs(config: ModelConfig) -> dict[str, DataType]:
@@ -40,7 +45,7 @@ def variable_states(config: ModelConfig) -> tuple[str, ...]:
 
 def control_datatype(control: SequenceControl) -> DataType:
     """What a control tensor holds."""
-    if control.kind is ControlKind.CONTROL_SEQUENCE_CORRID:
+    if control.kind.name == "CONTROL_SEQUENCE_CORRID":
         return DataType(int(control.data_type))
     if control.int32_false_true:
         return DataType.INT32

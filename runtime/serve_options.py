@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from cantata.runtime.execution.rate_limiter import RateLimitMode, ResourceCount
 from cantata.runtime.flags import SERVE_FLAGS, FlagError, FlagKind, FlagValues, truth
-from cantata.runtime.frontends.grpc.options import GrpcOptions
+from cantata.runtime.frontends.api_keys import ApiKeys, parse_api_keys
+from cantata.runtime.frontends.grpc.options import MAX_MESSAGE_BYTES, GrpcOptions
 from cantata.runtime.frontends.header_forwarding import header_forwarding
+from cantata.runtime.frontends.http.client_limits import ClientLimits
 from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.restricted_api import RestrictedApi, parse_restricted_apis
+from cantata.runtime.frontends.tls import TlsFiles
 from cantata.runtime.observe.logs import LogSettings
-from cantata.runtime.observe.trace_settings import TraceSettings, parse_trace_config, trace_warnings
+from cantata.runtime.observe.trace_settings import TraceSettings, parse_trace_config
 from cantata.runtime.options import ServerOptions
 from cantata.runtime.repository.control import ModelControlMode
 from cantata.runtime.serve import ServeOptions
@@ -45,6 +49,13 @@ class _Flags:
             raise FlagError(f"--{name} expects a number of bytes, got '{size}'")
         return size
 
+    def limit(self, name: str, least: int = 0, most: int = 2**31 - 1) -> int:
+        """A size, a count or a time; where `least` is 0, that is no limit."""
+        value = self.integer(name)
+        if not least <= value <= most:
+            raise FlagError(f"--{name} expects a number between {least} and {most}, got '{value}'")
+        return value
+
     def truth(self, name: str) -> bool:
         assert _KINDS[name] in (FlagKind.BOOLEAN, FlagKind.SWITCH)
         return truth(self.text(name))
@@ -67,8 +78,7 @@ def serve_options(values: FlagValues, positional: list[str]) -> ServeOptions:
             f"--{flag.name} has no effect: {flag.meaning}"
             for flag in SERVE_FLAGS
             if flag.is_inert and flags.all(flag.name)
-        )
-        + trace_warnings(flags.all("trace-config")),
+        ),
         server=_server_options(flags),
         http=_http_options(flags),
         grpc=_grpc_options(flags) if flags.truth("allow-grpc") else None,
@@ -105,8 +115,8 @@ def _server_options(flags: _Flags) -> ServerOptions:
         model_load_thread_count=thread_count,
         exit_timeout_secs=float(flags.text("exit-timeout-secs")),
         trace=_trace_settings(flags),
-        max_queue_bytes=flags.size("max-queue-bytes"),
         allow_client_shm=flags.truth("allow-client-shm"),
+        max_queue_bytes=flags.size("max-queue-bytes"),
         rate_limit=RateLimitMode(flags.text("rate-limit")),
         rate_limit_resource=tuple(map(_resource_count, flags.all("rate-limit-resource"))),
         backend_config=_backend_config(flags.all("backend-config")),
@@ -201,10 +211,63 @@ def _http_options(flags: _Flags) -> HttpOptions | None:
         header_forward_pattern=_header_pattern(flags, "http-header-forward-pattern"),
         restricted_apis=_restricted_apis(flags, "http-restricted-api"),
         allow_cpu_metrics=flags.truth("allow-cpu-metrics"),
+        limits=_client_limits(flags),
+        tls=_http_tls(flags),
+        metrics_use_ssl=flags.truth("metrics-use-ssl"),
+        api_keys=_api_keys(flags),
     )
 
 
+def _client_limits(flags: _Flags) -> ClientLimits:
+    return ClientLimits(
+        max_header_size=flags.limit("http-max-header-size", 1024),
+        max_header_count=flags.limit("http-max-header-count", 1),
+        max_request_size=flags.limit("http-max-request-size", 1, 2**63 - 1),
+        max_connections=flags.limit("http-max-connections"),
+        header_timeout=flags.limit("http-header-timeout"),
+        body_timeout=flags.limit("http-body-timeout"),
+        write_timeout=flags.limit("http-write-timeout"),
+        keepalive_timeout=flags.limit("http-keepalive-timeout"),
+    )
+
+
+def _http_tls(flags: _Flags) -> TlsFiles | None:
+    is_mutual = flags.truth("http-use-ssl-mutual")
+    if not is_mutual and not flags.truth("http-use-ssl"):
+        if flags.truth("metrics-use-ssl"):
+            raise FlagError("--metrics-use-ssl shares the certificates of HTTP: it needs --http-use-ssl=true")
+        return None
+    return _tls_files(flags, "http", is_mutual)
+
+
+def _tls_files(flags: _Flags, protocol: str, is_mutual: bool) -> TlsFiles:
+    """The certificates of one protocol; raises FlagError where one is missing."""
+    files = TlsFiles(
+        flags.text(f"{protocol}-server-cert"),
+        flags.text(f"{protocol}-server-key"),
+        flags.text(f"{protocol}-root-cert"),
+        is_mutual,
+    )
+    if not files.server_cert or not files.server_key:
+        raise FlagError(
+            f"--{protocol}-use-ssl needs --{protocol}-server-cert and --{protocol}-server-key"
+        )
+    if is_mutual and not files.root_cert:
+        raise FlagError(f"--{protocol}-use-ssl-mutual needs --{protocol}-root-cert")
+    return files
+
+
+def _api_keys(flags: _Flags) -> tuple[ApiKeys, ...]:
+    try:
+        return parse_api_keys(flags.all("api-keys"), os.environ)
+    except ValueError as error:
+        raise FlagError(f"--api-keys {error}") from None
+
+
 def _grpc_options(flags: _Flags) -> GrpcOptions:
+    is_mutual = flags.truth("grpc-use-ssl-mutual")
+    if is_mutual or flags.truth("grpc-use-ssl"):
+        _tls_files(flags, "grpc", is_mutual)
     return GrpcOptions(
         address=flags.text("grpc-address"),
         port=flags.port("grpc-port"),
@@ -227,6 +290,13 @@ def _grpc_options(flags: _Flags) -> GrpcOptions:
         max_connection_age_grace=flags.integer("grpc-max-connection-age-grace"),
         header_forward_pattern=_header_pattern(flags, "grpc-header-forward-pattern"),
         restricted_protocols=_restricted_apis(flags, "grpc-restricted-protocol"),
+        api_keys=_api_keys(flags),
+        max_message_size=flags.limit("grpc-max-message-size", 1, MAX_MESSAGE_BYTES),
+        max_decompressed_size=flags.limit("grpc-max-decompressed-size", 1, MAX_MESSAGE_BYTES),
+        max_metadata_size=flags.limit("grpc-max-metadata-size", 1024),
+        max_connections=flags.limit("grpc-max-connections"),
+        max_connection_idle=flags.limit("grpc-max-connection-idle"),
+        handshake_timeout=flags.limit("grpc-handshake-timeout", 1),
     )
 
 

@@ -19,7 +19,7 @@ from cantata.bls.worker.remote_metrics import RemoteMetrics
 from cantata.bls.worker.wire import WireWait, decode_response, encode_request
 from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.execution.worker_pool import WorkerPool
-from cantata.runtime.request import Cancellation, InferenceRequest
+from cantata.runtime.request import Cancellation, InferenceRequest, LinkedCancellation
 
 
 class DirectLine:
@@ -95,8 +95,7 @@ class ChildServices:
 
     def _call_directly(self, request: InferenceRequest) -> None:
         exchange = self.exchange
-        cancellation = request.cancellation
-        caller = cancellation.key if isinstance(cancellation, RemoteCancellation) else 0
+        caller = _caller_of(request.cancellation)
         responses = self._line.ask(
             (messages.CALL, _waits_of(request), caller, False, encode_request(0, request, exchange.writer))
         )
@@ -130,6 +129,8 @@ class RemoteCancellation(Cancellation):
     def __init__(self, key: int, services: ChildServices) -> None:
         self._is_watched = False
         self._value = False
+        self.has_expired = False
+        self.expires_ns = 0
         self._services = services
         self.key = key
         self.sender: RemoteSender | None = None
@@ -174,6 +175,13 @@ class OuterWait:
 
     def __init__(self, key: int) -> None:
         self.key = key
+
+
+def _caller_of(cancellation: Cancellation) -> int:
+    """The key of the request whose cancellation a call shares, or follows; 0 where it is nobody's."""
+    if isinstance(cancellation, LinkedCancellation):
+        return 0 if cancellation.outer is None else _caller_of(cancellation.outer)
+    return cancellation.key if isinstance(cancellation, RemoteCancellation) else 0
 
 
 def _waits_of(request: InferenceRequest) -> list[WireWait]:

@@ -23,11 +23,12 @@ from cantata.bls.worker.wire import (
     decode_request,
     encode_error,
     encode_response,
+    traced_key,
 )
 from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
-from cantata.runtime.request import Cancellation
+from cantata.runtime.request import Cancellation, InferenceRequest, LinkedCancellation
 from cantata.runtime.response import InferenceResponse
 
 
@@ -92,13 +93,18 @@ class ProcessRequests:
     ) -> list[WireResponse]:
         exchange = self._exchange
         outer = exchange.sent.get(caller)
-        cancellation = Cancellation() if outer is None else outer.cancellation
-        request = decode_request(encoded, WaitingSender(), cancellation, exchange.reader)
-        refusal = refusal_of(self._services, request.model_name, request.model_version, is_decoupled)
-        if refusal is not None:
-            return [(None, None, encode_error(refusal))]
-        request.waiting = self._batches.waiting(waiting)
-        responses = submit_and_wait(self._services.submit, self._services.workers, request)
+        # A timeout of its own must not end its caller.
+        cancellation = LinkedCancellation(None if outer is None else outer.cancellation)
+        try:
+            request = decode_request(encoded, WaitingSender(), cancellation, exchange.reader)
+            refusal = refusal_of(self._services, request.model_name, request.model_version, is_decoupled)
+            if refusal is not None:
+                return [(None, None, encode_error(refusal))]
+            request.waiting = self._batches.waiting(waiting)
+            self._trace(request, encoded)
+            responses = submit_and_wait(self._services.submit, self._services.workers, request)
+        finally:
+            cancellation.unlink()
         return [encode_response(response, exchange.writer) for response in responses]
 
     def _call(self, waiting: list[WireWait], is_decoupled: bool, encoded: WireRequest) -> None:
@@ -113,11 +119,19 @@ class ProcessRequests:
             error = refusal_of(self._services, name, version, is_decoupled)
             if error is None:
                 request.waiting = self._batches.waiting(waiting)
+                self._trace(request, encoded)
                 self._services.submit(request)
                 return
         except InferenceError as failure:
             error = failure.within(f"Model {name} - Error when running inference: ")
         sender.send(InferenceResponse(name, -1, "", {}, error=error), True)
+
+    def _trace(self, request: InferenceRequest, encoded: WireRequest) -> None:
+        """Make a call part of the trace of the request that it is made for."""
+        key = traced_key(encoded)
+        outer = None if key is None else self._exchange.sent.get(key)
+        if outer is not None and outer.trace is not None:
+            request.trace = outer.trace.child(is_step=False)
 
 
 def _log(name: str, level: int, text: str, path: str, line: int) -> None:

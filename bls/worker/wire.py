@@ -86,6 +86,7 @@ def encode_request(key: int, request: InferenceRequest, arena: ArenaWriter) -> W
         None if parameters is None else plain_parameters(parameters),
         request.batch_size,
         request.received_ns,
+        _trace_of(request),
         bool(request.waiting),
         encode_tensors(request.inputs, arena),
     )
@@ -96,7 +97,7 @@ def decode_request(
 ) -> InferenceRequest:
     """Raises ValueError for what is no request."""
     (
-        _key,
+        key,
         model_name,
         model_version,
         request_id,
@@ -109,6 +110,7 @@ def decode_request(
         parameters,
         batch_size,
         received_ns,
+        trace,
         _is_waited_for,
         inputs,
     ) = encoded
@@ -129,7 +131,48 @@ def decode_request(
         cancellation=cancellation,
     )
     request.batch_size = batch_size
+    if type(trace) is str:
+        request.trace = RemoteTrace(key, trace)
     return request
+
+
+class RemoteTrace:
+    """The trace of a request of the server's, in a model's process: it leads to the traces of calls. See Trace."""
+
+    __slots__ = ("_carrier", "key")
+
+    def __init__(self, key: int, carrier: str) -> None:
+        # Of the request that the server traces.
+        self.key = key
+        self._carrier = carrier
+
+    def child(self, *, is_step: bool) -> RemoteTrace:
+        """The server makes it: it is told of whose trace a call is part."""
+        return self
+
+    def answered(self, request: InferenceRequest, response: InferenceResponse | None, final: bool) -> None:
+        """The server sees it."""
+
+    def ended(self, request: InferenceRequest) -> None:
+        """The server sees it."""
+
+    def carrier(self) -> str:
+        """See Trace."""
+        return self._carrier
+
+
+def _trace_of(request: InferenceRequest) -> int | str | None:
+    """What a traced request's process hands on or, in a process, whose trace a call is part of."""
+    trace = request.trace
+    if trace is None:
+        return None
+    return trace.key if isinstance(trace, RemoteTrace) else trace.carrier()
+
+
+def traced_key(encoded: WireRequest) -> int | None:
+    """The key of the request whose trace a call from a process is part of; None where it is of none."""
+    trace = encoded[-3]
+    return trace if type(trace) is int else None
 
 
 def is_waited_for(encoded: WireRequest) -> bool:

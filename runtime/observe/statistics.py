@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cantata.runtime.clock import wall_ns
 from cantata.runtime.errors import StatusCode
+from cantata.runtime.observe.latencies import Durations, Latencies
 from cantata.runtime.observe.phases import Phases
 from cantata.runtime.observe.snapshots import (
     InferBatchStatistics,
@@ -19,6 +20,7 @@ from cantata.runtime.observe.snapshots import (
     StatisticDuration,
 )
 from cantata.runtime.request import InferenceRequest
+from cantata.runtime.response import InferenceResponse
 
 # The values of the `reason` label of failed requests (reference, section 9).
 REASON_REJECTED = "REJECTED"
@@ -57,23 +59,33 @@ class _BatchCounter:
 
 
 class _ResponseCounter:
-    __slots__ = ("empty", "empty_ns", "failure", "failure_ns", "infer_ns", "output", "output_ns", "success")
+    __slots__ = (
+        "cancelled",
+        "cancelled_ns",
+        "empty",
+        "empty_ns",
+        "failure",
+        "failure_ns",
+        "infer_ns",
+        "success",
+    )
 
     def __init__(self) -> None:
         self.success = 0
         self.failure = 0
         self.failure_ns = 0
+        self.cancelled = 0
+        self.cancelled_ns = 0
         self.empty = 0
         self.empty_ns = 0
         self.infer_ns = 0
-        self.output = 0
-        self.output_ns = 0
 
 
 class StatisticsCounter:
-    """The figures of one model version."""
+    """The figures of one model version; `latencies` are its histograms and summaries, where these are wanted."""
 
-    def __init__(self) -> None:
+    def __init__(self, latencies: Latencies | None = None) -> None:
+        self._latencies = latencies
         self.inference_count = 0
         self.execution_count = 0
         self.last_inference_ms = 0
@@ -111,6 +123,30 @@ class StatisticsCounter:
         self.input_ns += times.input_ns
         self.infer_ns += times.infer_ns
         self.output_ns += times.output_ns
+        if self._latencies is not None:
+            self._tell(self._latencies, request, start_ns, times, end_ns)
+
+    def _tell(
+        self,
+        latencies: Latencies,
+        request: InferenceRequest,
+        start_ns: int,
+        times: ComputeTimes,
+        end_ns: int,
+    ) -> None:
+        whole_ns = end_ns - request.received_ns
+        if latencies.has_histogram and not request.response_count:
+            latencies.first_response(whole_ns)
+        if latencies.has_summaries:
+            queue_ns = start_ns - request.queued_ns
+            latencies.answered(
+                Durations(whole_ns, queue_ns, times.input_ns, times.infer_ns, times.output_ns), end_ns
+            )
+
+    def count_first_response(self, request: InferenceRequest, now_ns: int) -> None:
+        """The first of several responses."""
+        if self._latencies is not None and self._latencies.has_histogram:
+            self._latencies.first_response(now_ns - request.received_ns)
 
     def count_failure(self, request: InferenceRequest, code: StatusCode, reason: str, end_ns: int) -> None:
         """A request that was answered with an error; cancelled ones have a reason of their own."""
@@ -118,26 +154,36 @@ class StatisticsCounter:
         self.failure_ns += end_ns - request.received_ns
 
     def count_response(
-        self, index: int, *, infer_ns: int, output_ns: int, is_empty: bool, is_failure: bool
+        self, request: InferenceRequest, response: InferenceResponse | None, now_ns: int, final: bool
     ) -> None:
-        """The `index`-th response of a request to a decoupled model; very late ones have no figures."""
+        """The next response of a request whose model answers by itself; None is an end without one.
+
+        A response took from the one before it, or from the start. Very late ones have no figures.
+        """
+        infer_ns = now_ns - (request.responded_ns or request.started_ns)
+        request.responded_ns = now_ns
+        index = request.response_count
+        if not index and not final:
+            self.count_first_response(request, now_ns)
         counter = self._responses.get(index)
         if counter is None:
             if index >= _MOST_RESPONSES:
                 return
             counter = self._responses[index] = _ResponseCounter()
-        if is_empty:
+        if response is None:
             counter.empty += 1
             counter.empty_ns += infer_ns
             return
+        if response.error is not None and response.error.code is StatusCode.CANCELLED:
+            counter.cancelled += 1
+            counter.cancelled_ns += infer_ns
+            return
         counter.infer_ns += infer_ns
-        if is_failure:
+        if response.error is not None:
             counter.failure += 1
             counter.failure_ns += infer_ns
             return
         counter.success += 1
-        counter.output += 1
-        counter.output_ns += output_ns
 
     def snapshot(self, name: str, version: str) -> ModelStatistics:
         """The figures now; the caller holds the owner's lock."""
@@ -179,11 +225,12 @@ _NOTHING = StatisticDuration(0, 0)
 def _response_snapshot(counter: _ResponseCounter) -> InferResponseStatistics:
     return InferResponseStatistics(
         compute_infer=StatisticDuration(counter.success + counter.failure, counter.infer_ns),
-        compute_output=StatisticDuration(counter.output, counter.output_ns),
-        success=StatisticDuration(counter.success, counter.infer_ns + counter.output_ns - counter.failure_ns),
+        # What a model hands over is ready to be sent.
+        compute_output=StatisticDuration(counter.success, 0),
+        success=StatisticDuration(counter.success, counter.infer_ns - counter.failure_ns),
         fail=StatisticDuration(counter.failure, counter.failure_ns),
         empty_response=StatisticDuration(counter.empty, counter.empty_ns),
-        cancel=_NOTHING,
+        cancel=StatisticDuration(counter.cancelled, counter.cancelled_ns),
     )
 
 

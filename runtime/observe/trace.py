@@ -1,4 +1,4 @@
-"""Tracing of requests: who is traced, what is noted of them, and where it is written.
+"""Tracing of requests: who is traced, what is noted of them, and where it goes.
 
 A request's times are kept by the request itself, so a trace is put together when its request has ended. A server that
 traces nothing pays for a look at `Tracer.is_on`.
@@ -9,11 +9,15 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from cantata.runtime.clock import monotonic_ns
-from cantata.runtime.datatypes import DataType
+from cantata.runtime.errors import InferenceError
+from cantata.runtime.observe.otel import SpanExport, SpanSink, new_span_id, open_export
+from cantata.runtime.observe.timeline import TIMELINE, Timeline
+from cantata.runtime.observe.trace_context import context_of_headers
+from cantata.runtime.observe.trace_events import identity_event, moment_events, tensor_event
 from cantata.runtime.observe.trace_file import Event, TraceFiles
 from cantata.runtime.observe.trace_settings import (
     TENSORS,
@@ -26,13 +30,37 @@ from cantata.runtime.observe.trace_settings import (
 if TYPE_CHECKING:
     from cantata.runtime.request import InferenceRequest
     from cantata.runtime.response import InferenceResponse
-    from cantata.runtime.tensor import Tensor
 
 _log = logging.getLogger("cantata.trace")
 
 # What a front-end does around a request: the starts of the names that its moments are noted by.
 HTTP: Final = ("HTTP_RECV", "HTTP_SEND")
 GRPC: Final = ("GRPC_WAITREAD", "GRPC_SEND")
+
+Headers = Iterable[tuple[str | bytes, str | bytes]]
+
+
+class TraceSink(Protocol):
+    """Where a trace goes."""
+
+    def completed(self, trace: RequestTrace, request: InferenceRequest) -> None:
+        """A request, or one that it led to, has ended; on whichever thread answered it."""
+
+
+class Trace(Protocol):
+    """What a request knows of its being traced. The calls come one at a time."""
+
+    def child(self, *, is_step: bool) -> Trace:
+        """The trace of a request that this one leads to: a step of an ensemble, or a call that a model makes."""
+
+    def answered(self, request: InferenceRequest, response: InferenceResponse | None, final: bool) -> None:
+        """A response is about to be sent."""
+
+    def ended(self, request: InferenceRequest) -> None:
+        """The final response has been handed to its sender."""
+
+    def carrier(self) -> str:
+        """What a model hands on to other services, as a JSON object of headers; "" where there is nothing."""
 
 
 class Tracer:
@@ -41,10 +69,22 @@ class Tracer:
     def __init__(self, command_line: TraceSettings) -> None:
         self._lock = threading.Lock()
         self._choice = TraceChoice(command_line)
+        self._open_telemetry = command_line.open_telemetry
+        self._export: SpanExport | None = None
         self._files = TraceFiles()
         self._ids = itertools.count(1)
         # Whether a request that comes now might be traced.
         self.is_on = self._choice.is_any_active
+
+    def start(self) -> None:
+        """Open what traces are sent to; raises InferenceError where that cannot be."""
+        if self._open_telemetry is not None:
+            self._export = open_export(self._open_telemetry)
+
+    def close(self) -> None:
+        """Send what is left, as far as it goes quickly."""
+        if self._export is not None:
+            self._export.close()
 
     def settings(self, model_name: str = "") -> TraceSettings:
         """The settings of a model, or of the server."""
@@ -63,149 +103,170 @@ class Tracer:
                 self.is_on = self._choice.is_any_active
             return self._choice.settings(model_name)
 
-    def begin(self, request: InferenceRequest, stages: tuple[str, str]) -> None:
-        """Trace a request that a front-end is about to submit, if it is one of those that are chosen."""
+    def begin(self, request: InferenceRequest, stages: tuple[str, str], headers: Headers = ()) -> None:
+        """Trace a request that a front-end is about to submit, if it is one of those that are chosen, or asks for it.
+
+        To be called where `is_on`, or where the request has parameters. `headers` may say what trace it is part of.
+        """
+        sinks: list[TraceSink] = []
+        timeline: Timeline | None = None
+        settings: TraceSettings | None = None
+        if self.is_on:
+            settings = self._choose(request, headers, sinks)
+        if request.parameters is not None and request.parameters.get(TIMELINE) is True:
+            timeline = Timeline()
+            sinks.append(timeline)
+        if sinks:
+            request.trace = RequestTrace(
+                self._ids, settings or _ONLY_TIMELINE, stages, monotonic_ns(), tuple(sinks), timeline
+            )
+
+    def _choose(
+        self, request: InferenceRequest, headers: Headers, sinks: list[TraceSink]
+    ) -> TraceSettings | None:
+        """The settings that a request is traced by, and the sinks that they mean; None where it is not chosen."""
+        context = None if self._export is None else context_of_headers(headers)
         with self._lock:
-            settings = self._choice.choose(request.model_name)
+            settings = self._choice.choose(request.model_name, has_context=context is not None)
             self.is_on = self._choice.is_any_active
-        if settings is not None:
-            request.trace = RequestTrace(self, settings, stages, monotonic_ns())
+        if settings is None:
+            return None
+        if self._export is not None:
+            sinks.append(SpanSink(self._export, context))
+        elif settings.file:
+            sinks.append(_FileSink(self._files, settings))
+        return settings
 
-    def next_id(self) -> int:
-        """A number that no other trace has."""
-        return next(self._ids)
 
-    def write(self, settings: TraceSettings, events: list[Event]) -> None:
-        """Keep a trace that is complete; one that cannot be written is logged and lost."""
+_ONLY_TIMELINE: Final = TraceSettings()
+
+
+class RequestTrace:
+    """The trace of one request, or of one that it led to, which has a `parent`. See Trace.
+
+    `begun_ns` is when the server had the request, `answered_ns` when its final response was there, and `ended_ns`
+    when that had been handed on; 0 before.
+    """
+
+    __slots__ = (
+        "_ids",
+        "_sinks",
+        "_timeline",
+        "answered_ns",
+        "begun_ns",
+        "ended_ns",
+        "error",
+        "id",
+        "is_ensemble",
+        "output_events",
+        "parent",
+        "settings",
+        "span_id",
+        "stages",
+    )
+
+    def __init__(
+        self,
+        ids: itertools.count[int],
+        settings: TraceSettings,
+        stages: tuple[str, str] | None,
+        now_ns: int,
+        sinks: tuple[TraceSink, ...],
+        timeline: Timeline | None = None,
+        parent: RequestTrace | None = None,
+    ) -> None:
+        self._ids = ids
+        self._sinks = sinks
+        self._timeline = timeline
+        self.id = next(ids)
+        self.span_id = new_span_id()
+        self.settings = settings
+        self.stages = stages
+        self.parent = parent
+        self.is_ensemble = False
+        self.begun_ns = now_ns
+        self.answered_ns = 0
+        self.ended_ns = 0
+        self.error: InferenceError | None = None
+        # What it answered, where that is traced: the tensors may be gone when the trace is put together.
+        self.output_events: list[Event] = []
+
+    def child(self, *, is_step: bool) -> RequestTrace:
+        self.is_ensemble |= is_step
+        return RequestTrace(self._ids, self.settings, None, monotonic_ns(), self._sinks, None, self)
+
+    def answered(self, request: InferenceRequest, response: InferenceResponse | None, final: bool) -> None:
+        if response is not None:
+            self.error = response.error
+            if TENSORS in self.settings.levels:
+                for name, tensor in response.outputs.items():
+                    self.output_events.append(tensor_event(self, "TENSOR_BACKEND_OUTPUT", name, tensor))
+        if not final:
+            return
+        self.answered_ns = monotonic_ns()
+        if self.parent is not None:
+            # What a step's answer leads to happens while it is sent, and is not its own.
+            self.ended_ns = self.answered_ns
+            self._complete(request)
+        elif self._timeline is not None and response is not None and response.error is None:
+            self._timeline.answered(self, request, response)
+
+    def ended(self, request: InferenceRequest) -> None:
+        if self.parent is None:
+            self.ended_ns = monotonic_ns()
+            self._complete(request)
+
+    def carrier(self) -> str:
+        for sink in self._sinks:
+            if isinstance(sink, SpanSink):
+                return sink.context_of(self).carrier()
+        return ""
+
+    def _complete(self, request: InferenceRequest) -> None:
+        for sink in self._sinks:
+            try:
+                sink.completed(self, request)
+            except Exception:
+                # Whatever happens to a trace is no affair of its request's.
+                _log.exception("a trace of model '%s' was lost", request.model_name)
+
+
+class _FileSink:
+    """Gathers a request and all that it leads to, so that they stand together in a file. `_lock` guards the events.
+
+    What ends after the request itself is written by itself.
+    """
+
+    def __init__(self, files: TraceFiles, settings: TraceSettings) -> None:
+        self._files = files
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._inner: list[Event] = []
+        self._is_written = False
+
+    def completed(self, trace: RequestTrace, request: InferenceRequest) -> None:
+        events = self._events(trace, request)
+        with self._lock:
+            if trace.parent is not None and not self._is_written:
+                self._inner += events
+                return
+            self._is_written = True
+            events += self._inner
+            self._inner = []
+        settings = self._settings
         try:
             self._files.write(settings.file, settings.log_frequency, events)
         except OSError as error:
             _log.error("a trace could not be written: %s", error)
 
-
-class RequestTrace:
-    """The trace of one request; of a step's where it has a `parent_id`. Used by one thread at a time."""
-
-    __slots__ = ("_children", "_events", "_settings", "_stages", "_tracer", "id", "parent_id")
-
-    def __init__(
-        self,
-        tracer: Tracer,
-        settings: TraceSettings,
-        stages: tuple[str, str] | None,
-        now_ns: int,
-        parent: RequestTrace | None = None,
-    ) -> None:
-        self.id = tracer.next_id()
-        self.parent_id = 0 if parent is None else parent.id
-        self._tracer = tracer
-        self._settings = settings
-        self._stages = stages
-        self._children: list[RequestTrace] = []
-        # What is noted on the way, but for what the request itself remembers.
-        self._events: list[Event] = []
-        if stages is not None:
-            self._note(f"{stages[0]}_END", now_ns)
-            self._note("REQUEST_START", now_ns)
-
-    def child(self) -> RequestTrace:
-        """The trace of a request that this one causes: a step of an ensemble."""
-        made = RequestTrace(self._tracer, self._settings, None, 0, self)
-        self._children.append(made)
-        return made
-
-    def answered(self, request: InferenceRequest, response: InferenceResponse | None, final: bool) -> None:
-        """A response is about to be sent."""
-        if response is not None and TENSORS in self._settings.levels:
-            for name, tensor in response.outputs.items():
-                self._events.append(_tensor(self.id, "TENSOR_BACKEND_OUTPUT", name, tensor))
-        if final:
-            now_ns = monotonic_ns()
-            self._note("INFER_RESPONSE_COMPLETE", now_ns)
-            if self._stages is None:
-                # What the last step's answer leads to happens while it is sent, and ends the whole trace.
-                self._complete(request, now_ns)
-            else:
-                self._note(f"{self._stages[1]}_START", now_ns)
-
-    def ended(self, request: InferenceRequest) -> None:
-        """The request's last response has been handed to its sender: a front-end's trace is written."""
-        if self._stages is not None:
-            now_ns = monotonic_ns()
-            self._note(f"{self._stages[1]}_END", now_ns)
-            self._complete(request, now_ns)
-            self._tracer.write(self._settings, self._all_events())
-
-    def _complete(self, request: InferenceRequest, now_ns: int) -> None:
-        self._note("REQUEST_END", now_ns)
-        events = [_identity(self, request), *self._moments(request)]
+    def _events(self, trace: RequestTrace, request: InferenceRequest) -> list[Event]:
+        events = [identity_event(trace, request)]
+        if TIMESTAMPS in self._settings.levels:
+            events += moment_events(trace, request)
         if TENSORS in self._settings.levels:
             events += [
-                _tensor(self.id, "TENSOR_QUEUE_INPUT", name, tensor)
+                tensor_event(trace, "TENSOR_QUEUE_INPUT", name, tensor)
                 for name, tensor in request.inputs.items()
             ]
-        self._events[:0] = events
-
-    def _moments(self, request: InferenceRequest) -> list[Event]:
-        """What the request remembers of its way."""
-        if TIMESTAMPS not in self._settings.levels:
-            return []
-        first = "REQUEST" if self._stages is None else self._stages[0]
-        moments = [(f"{first}_START", request.received_ns)]
-        if request.queued_ns:
-            moments.append(("QUEUE_START", request.queued_ns))
-        if request.started_ns and not self._children:
-            moments.append(("COMPUTE_START", request.started_ns))
-            times = request.times
-            if times is not None:
-                input_end_ns = request.started_ns + times.input_ns
-                output_start_ns = input_end_ns + times.infer_ns
-                moments += [
-                    ("COMPUTE_INPUT_END", input_end_ns),
-                    ("COMPUTE_OUTPUT_START", output_start_ns),
-                    ("COMPUTE_END", output_start_ns + times.output_ns),
-                ]
-        return [_moment(self.id, name, ns) for name, ns in moments]
-
-    def _all_events(self) -> list[Event]:
-        events = list(self._events)
-        for child in self._children:
-            events += child._all_events()
+            events += trace.output_events
         return events
-
-    def _note(self, name: str, ns: int) -> None:
-        if TIMESTAMPS in self._settings.levels:
-            self._events.append(_moment(self.id, name, ns))
-
-
-def _identity(trace: RequestTrace, request: InferenceRequest) -> Event:
-    event: Event = {"id": trace.id, "model_name": request.model_name, "model_version": request.model_version}
-    if request.id:
-        event["request_id"] = request.id
-    if trace.parent_id:
-        event["parent_id"] = trace.parent_id
-    return event
-
-
-def _moment(trace_id: int, name: str, ns: int) -> Event:
-    return {"id": trace_id, "timestamps": [{"name": name, "ns": ns}]}
-
-
-def _tensor(trace_id: int, activity: str, name: str, tensor: Tensor) -> Event:
-    elements = tensor.array.reshape(-1).tolist()
-    if tensor.datatype is DataType.BYTES:
-        elements = [cast(bytes, element).decode("utf-8", "replace") for element in elements]
-    return {
-        "id": trace_id,
-        "activity": activity,
-        "tensor": {
-            "name": name,
-            "data": ",".join(_text(element) for element in elements),
-            "shape": ",".join(map(str, tensor.shape)),
-            "dtype": tensor.datatype.name,
-        },
-    }
-
-
-def _text(element: object) -> str:
-    return f"{element:.9g}" if isinstance(element, float) else str(element)

@@ -6,6 +6,7 @@ and no request; whoever uses it holds a lock.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,26 +23,66 @@ _COUNT: Final = (-1, 2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True)
+class OpenTelemetryOptions:
+    """Where spans go, and how they are gathered on the way there; None is what the environment says, or the default."""
+
+    url: str = "http://localhost:4318/v1/traces"
+    resource: tuple[tuple[str, str], ...] = ()
+    max_queue_size: int | None = None
+    schedule_delay_ms: int | None = None
+    max_export_batch_size: int | None = None
+
+    def document(self) -> dict[str, str]:
+        """As both protocols name and write them."""
+        document = {"url": self.url}
+        if self.resource:
+            document["resource"] = ",".join(f"{key}={value}" for key, value in self.resource)
+        for name, value, variable, default in (
+            ("schedule_delay", self.schedule_delay_ms, "SCHEDULE_DELAY", 5000),
+            ("max_export_batch_size", self.max_export_batch_size, "MAX_EXPORT_BATCH_SIZE", 512),
+            ("max_queue_size", self.max_queue_size, "MAX_QUEUE_SIZE", 2048),
+        ):
+            shown = os.environ.get(f"OTEL_BSP_{variable}") or default if value is None else value
+            document[f"bsp_{name}"] = str(shown)
+        return document
+
+
+@dataclass(frozen=True, slots=True)
 class TraceSettings:
-    """What is traced of a model's requests: every `rate`-th, `count` of them in all (-1: no end)."""
+    """What is traced of a model's requests: every `rate`-th, `count` of them in all (-1: no end).
+
+    With `open_telemetry` traces become spans, and requests that bring a trace along are traced in any case.
+    """
 
     levels: tuple[str, ...] = (OFF,)
     rate: int = 1000
     count: int = -1
     log_frequency: int = 0
     file: str = ""
+    open_telemetry: OpenTelemetryOptions | None = None
 
     @property
     def traces(self) -> bool:
-        """Whether any request is traced."""
-        return self.levels != (OFF,) and self.rate > 0 and self.count != 0 and bool(self.file)
+        """Whether requests are traced by their number."""
+        has_place = self.open_telemetry is not None or bool(self.file)
+        return self.levels != (OFF,) and self.rate > 0 and self.count != 0 and has_place
+
+    @property
+    def follows_contexts(self) -> bool:
+        """Whether requests that are part of a trace already are traced, whatever their number."""
+        return self.open_telemetry is not None and self.levels != (OFF,)
 
     def document(self) -> dict[str, str | tuple[str, ...]]:
         """The settings as both protocols name and write them."""
-        return {
+        common: dict[str, str | tuple[str, ...]] = {
             "trace_level": self.levels,
             "trace_rate": str(self.rate),
             "trace_count": str(self.count),
+        }
+        if self.open_telemetry is not None:
+            return {**common, "trace_mode": "opentelemetry", **self.open_telemetry.document()}
+        return {
+            **common,
             "log_frequency": str(self.log_frequency),
             "trace_file": self.file,
             "trace_mode": "triton",
@@ -106,6 +147,7 @@ def parse_trace_config(texts: Sequence[str]) -> TraceSettings:
     """The settings of `[<mode>,]<setting>=<value>`, later ones first; raises ValueError with what is wrong."""
     levels: list[str] = []
     fields: dict[str, Any] = {}
+    exporting: dict[str, Any] = {}
     mode = "triton"
     for text in texts:
         head, equals, value = text.partition("=")
@@ -122,21 +164,40 @@ def parse_trace_config(texts: Sequence[str]) -> TraceSettings:
                 fields[setting.replace("-", "_")] = _configured_number(name, value)
             case "triton", "file":
                 fields["file"] = value
-            case "opentelemetry", _:
-                pass
+            case "opentelemetry", "url":
+                exporting["url"] = _checked_url(value)
+            case "opentelemetry", "resource":
+                exporting["resource"] = (*exporting.get("resource", ()), _attribute(value))
+            case "opentelemetry", _ if setting in _BATCHING:
+                exporting[_BATCHING[setting]] = _configured_number(setting, value)
             case _:
                 raise ValueError(f"has no setting '{head}'")
-    if levels and mode == "triton":
+    if levels:
         # An explicit OFF wins over whatever else is said.
         fields["levels"] = (OFF,) if OFF in levels else tuple(each for each in _LEVELS if each in levels)
+    if mode == "opentelemetry":
+        fields["open_telemetry"] = OpenTelemetryOptions(**exporting)
     return TraceSettings(**fields)
 
 
-def trace_warnings(texts: Sequence[str]) -> tuple[str, ...]:
-    """What `--trace-config` asks for that has no effect."""
-    if any("opentelemetry" in text.partition("=")[0] or text == "mode=opentelemetry" for text in texts):
-        return ("--trace-config mode=opentelemetry has no effect: traces are written to files",)
-    return ()
+_BATCHING: Final = {
+    "bsp_max_queue_size": "max_queue_size",
+    "bsp_schedule_delay": "schedule_delay_ms",
+    "bsp_max_export_batch_size": "max_export_batch_size",
+}
+
+
+def _checked_url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise ValueError(f"expects the url of an OTLP/HTTP collector, got '{text}'")
+    return text
+
+
+def _attribute(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ValueError(f"expects opentelemetry,resource=<key>=<value>, got '{text}'")
+    return key, value
 
 
 def _checked_mode(text: str) -> str:
@@ -152,6 +213,7 @@ def _checked_level(text: str) -> str:
 
 
 def _configured_number(name: str, text: str) -> int:
+    """A number of the command line."""
     try:
         number = _number(name, [text], _COUNT if name == "trace_count" else _UNSIGNED)
     except InferenceError as error:
@@ -200,7 +262,8 @@ class TraceChoice:
     @property
     def is_any_active(self) -> bool:
         """Whether any request may be chosen."""
-        return self._server.is_active or any(sampler.is_active for sampler in self._models.values())
+        samplers = (self._server, *self._models.values())
+        return any(sampler.is_active or sampler.settings.follows_contexts for sampler in samplers)
 
     def settings(self, model_name: str = "") -> TraceSettings:
         """The settings of a model, or of the server; `count` is what is left of it."""
@@ -222,9 +285,14 @@ class TraceChoice:
         for name in tuple(self._models):
             self._renew(name)
 
-    def choose(self, model_name: str) -> TraceSettings | None:
-        """Count a request; the settings to trace it by, or None where it is not chosen."""
+    def choose(self, model_name: str, *, has_context: bool = False) -> TraceSettings | None:
+        """Count a request; the settings to trace it by, or None where it is not chosen.
+
+        One that is part of a trace already is not counted.
+        """
         sampler = self._models.get(model_name, self._server)
+        if has_context and sampler.settings.follows_contexts:
+            return sampler.settings
         return sampler.settings if sampler.chooses() else None
 
     def _renew(self, model_name: str) -> None:
@@ -242,5 +310,6 @@ def _changed(settings: TraceSettings, changes: Mapping[str, Any]) -> TraceSettin
         "count": settings.count,
         "log_frequency": settings.log_frequency,
         "file": settings.file,
+        "open_telemetry": settings.open_telemetry,
     }
     return TraceSettings(**{**fields, **changes})

@@ -56,7 +56,13 @@ class StepModel(Protocol):
 class EnsembleScheduler:
     """Runs the requests of one ensemble. `step_models` are by the step's index. `_lock` guards the figures."""
 
-    def __init__(self, spec: ModelSpec, plan: Plan, step_models: Sequence[StepModel]) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        plan: Plan,
+        step_models: Sequence[StepModel],
+        statistics: StatisticsCounter | None = None,
+    ) -> None:
         self.spec = spec
         self.step_models = step_models
         self.limits: StepLimits[_WaitingStep] | None = None
@@ -65,7 +71,7 @@ class EnsembleScheduler:
         self._plan = plan
         self._in_flight = InFlight()
         self._lock = threading.Lock()
-        self._statistics = StatisticsCounter()
+        self._statistics = StatisticsCounter() if statistics is None else statistics
         self._times = EnsembleTimes(spec.model_name, {step.index: step.model_name for step in plan.steps})
 
     def enqueue(self, request: InferenceRequest) -> None:
@@ -126,6 +132,11 @@ class EnsembleScheduler:
             self._statistics.count_execution(request.batch_size, times)
             self._statistics.count_success(request, request.started_ns, times, end_ns)
             times.path = self._times.count(request.received_ns, request.queued_ns, spans, last, end_ns)
+
+    def count_first_response(self, request: InferenceRequest) -> None:
+        """The first of several responses is about to be sent."""
+        with self._lock:
+            self._statistics.count_first_response(request, monotonic_ns())
 
     def count_early(self, spans: list[_StepSender]) -> None:
         """Count the times of steps that have ended, of a request that has not."""
@@ -333,7 +344,7 @@ class _Flight:
             waiting=request.waiting,
         )
         if request.trace is not None:
-            step_request.trace = request.trace.child()
+            step_request.trace = request.trace.child(is_step=True)
         return step_request
 
     def _advance(
@@ -430,6 +441,8 @@ class _Flight:
             scheduler.count_success(request, times, self._spans, self._last)
             # They know this flight, and the collector of cycles need not.
             self._spans, self._last = [], None
+        elif not request.response_count:
+            scheduler.count_first_response(request)
         request.respond(response, final)
         if final:
             scheduler.ended()

@@ -37,8 +37,8 @@ from cantata.runtime.scheduling.timer import Timer
 class ModelScheduler:
     """Queues requests for one model version and runs its instances.
 
-    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_free_ns`, `_due`, `_wake_ns`, `unavailability` and the
-    statistics. It is never held while a model runs or a response is sent.
+    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_free_ns`, `_due`, `_wake_ns`, `unavailability` and
+    the statistics. It is never held while a model runs or a response is sent.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class ModelScheduler:
         timer: Timer,
         *,
         preserves_order: bool = False,
+        statistics: StatisticsCounter | None = None,
     ) -> None:
         """`preserves_order` answers requests in the order in which they were accepted."""
         self._spec = spec
@@ -57,7 +58,7 @@ class ModelScheduler:
         self._workers = workers
         self._timer = timer
         self._lock = threading.Lock()
-        self._statistics = StatisticsCounter()
+        self._statistics = StatisticsCounter() if statistics is None else statistics
         self._instances: list[ScheduledInstance] = []
         # Used as a stack: the instance that ran last runs next, and the others' memory stays cold.
         self._idle: list[ScheduledInstance] = []
@@ -327,13 +328,7 @@ class ModelScheduler:
         error = None if response is None else response.error
         with self._lock:
             statistics = self._statistics
-            statistics.count_response(
-                request.response_count,
-                infer_ns=computed_ns,
-                output_ns=0,
-                is_empty=response is None,
-                is_failure=error is not None,
-            )
+            statistics.count_response(request, response, now_ns, final)
             if not final:
                 return
             if error is None:

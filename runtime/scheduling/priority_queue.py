@@ -43,6 +43,30 @@ class QueuePolicy:
         return now_ns + timeout_ns
 
 
+@dataclass(frozen=True, slots=True)
+class QueuePolicies:
+    """What a model asks of its requests, by level. `level_count` 0: all requests are of one level, 0."""
+
+    level_count: int
+    default_level: int
+    default_policy: QueuePolicy
+    policies: Mapping[int, QueuePolicy]
+
+    def level_of(self, request: InferenceRequest) -> int:
+        """The level that a request is of; the lower, the more urgent."""
+        number = request.priority
+        return number if 0 < number <= self.level_count else self.default_level
+
+    def policy_of(self, level: int) -> QueuePolicy:
+        """What a level asks of its requests."""
+        return self.policies.get(level, self.default_policy)
+
+    def rejects_at(self, request: InferenceRequest, now_ns: int) -> int:
+        """When a request that begins to wait now has waited for too long to be answered; NEVER if it never has."""
+        policy = self.policy_of(self.level_of(request))
+        return NEVER if policy.delays else policy.deadline_ns(request, now_ns)
+
+
 class _Level:
     __slots__ = ("delayed", "live", "number", "policy")
 
@@ -69,10 +93,8 @@ class PriorityQueue:
         policies: Mapping[int, QueuePolicy],
     ) -> None:
         """`level_count` 0: all requests are of one level, 0."""
-        self._level_count = level_count
-        self._default_level = default_level if level_count else 0
-        self._default_policy = default_policy
-        self._policies = policies
+        default_level = default_level if level_count else 0
+        self._policies = QueuePolicies(level_count, default_level, default_policy, policies)
         # Made when first used: there may be any number of levels.
         self._levels: dict[int, _Level] = {}
         self._occupied: list[int] = []
@@ -84,7 +106,8 @@ class PriorityQueue:
     @property
     def has_timeouts(self) -> bool:
         """Whether requests may wait for too long here."""
-        return any(policy.timeout_ns for policy in (self._default_policy, *self._policies.values()))
+        policies = self._policies
+        return any(policy.timeout_ns for policy in (policies.default_policy, *policies.policies.values()))
 
     def __len__(self) -> int:
         return self._count
@@ -186,13 +209,11 @@ class PriorityQueue:
                 assert level.live.keys() <= awaited
 
     def _level_of(self, request: InferenceRequest) -> _Level:
-        number = request.priority
-        if not 0 < number <= self._level_count:
-            number = self._default_level
+        policies = self._policies
+        number = policies.level_of(request)
         level = self._levels.get(number)
         if level is None:
-            policy = self._policies.get(number, self._default_policy)
-            level = self._levels[number] = _Level(number, policy)
+            level = self._levels[number] = _Level(number, policies.policy_of(number))
         return level
 
     def _left(self, level: _Level) -> None:
@@ -208,15 +229,24 @@ class PriorityQueue:
         heapq.heapify(self._deadlines)
 
 
-def priority_queue(batching: ModelDynamicBatching) -> PriorityQueue | None:
-    """The queue that a configuration asks for; None where requests simply wait in line."""
+def queue_policies(batching: ModelDynamicBatching) -> QueuePolicies | None:
+    """The policies that a configuration asks for; None where requests simply wait in line."""
     if not (batching.priority_levels or batching.priority_queue_policy or batching.default_queue_policy):
         return None
     policies = {level: _policy(policy) for level, policy in batching.priority_queue_policy.items()}
     default = _policy(batching.default_queue_policy or ModelQueuePolicy())
     if not batching.priority_levels and default == QueuePolicy():
         return None
-    return PriorityQueue(batching.priority_levels, batching.default_priority_level, default, policies)
+    default_level = batching.default_priority_level if batching.priority_levels else 0
+    return QueuePolicies(batching.priority_levels, default_level, default, policies)
+
+
+def priority_queue(batching: ModelDynamicBatching) -> PriorityQueue | None:
+    """The queue that a configuration asks for; None where requests simply wait in line."""
+    asked = queue_policies(batching)
+    if asked is None:
+        return None
+    return PriorityQueue(asked.level_count, asked.default_level, asked.default_policy, asked.policies)
 
 
 def _policy(policy: ModelQueuePolicy) -> QueuePolicy:

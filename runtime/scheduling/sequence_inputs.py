@@ -134,6 +134,11 @@ class SequenceInputs:
         own = self._null_inputs
         inputs = {name: _blank(tensor) for name, tensor in like.inputs.items() if name not in own}
         inputs.update(own)
+        for state in self._states:
+            # States that have grown are as large in every row.
+            value = like.inputs[state.input_name]
+            if value.shape != state.initial.shape or value.datatype is not state.initial.datatype:
+                inputs[state.input_name] = _blank(value)
         request = InferenceRequest(
             like.model_name,
             inputs,

@@ -53,6 +53,8 @@ class SequenceScheduler:
         inputs: SequenceInputs,
         workers: Dispatcher,
         timer: Timer,
+        *,
+        statistics: StatisticsCounter | None = None,
     ) -> None:
         self._spec = spec
         self._batcher = batcher
@@ -60,7 +62,7 @@ class SequenceScheduler:
         self._workers = workers
         self._timer = timer
         self._lock = threading.Lock()
-        self._statistics = StatisticsCounter()
+        self._statistics = StatisticsCounter() if statistics is None else statistics
         # By lane, both.
         self._instances: list[ScheduledInstance] = []
         self._is_idle: list[bool] = []
@@ -196,13 +198,7 @@ class SequenceScheduler:
         error = None if response is None else response.error
         with self._lock:
             statistics = self._statistics
-            statistics.count_response(
-                request.response_count,
-                infer_ns=computed_ns,
-                output_ns=0,
-                is_empty=response is None,
-                is_failure=error is not None,
-            )
+            statistics.count_response(request, response, now_ns, final)
             if not final:
                 return
             if error is None:

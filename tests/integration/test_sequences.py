@@ -446,6 +446,33 @@ def test_sequences_whose_states_have_other_shapes_run_apart(repository: Reposito
     assert answers == [[[0.0] + [float(number)] * number] for number in range(1, 5)]
 
 
+def test_rows_of_nobody_are_as_large_as_states_that_have_grown(repository: Repository) -> None:
+    onnx_models = pytest.importorskip("tests.support.onnx_models")
+    helper = pytest.importorskip("onnx.helper")
+    one, any_size = (onnx_models.FLOAT, (None, 1)), (onnx_models.FLOAT, (None, None))
+    nodes = [
+        helper.make_node("Concat", ["SUM_IN", "INPUT"], ["SUM_OUT"], axis=1),
+        helper.make_node("Identity", ["SUM_OUT"], ["OUTPUT"]),
+    ]
+    content = onnx_models.onnx_model(
+        nodes, {"INPUT": one, "SUM_IN": any_size}, {"OUTPUT": any_size, "SUM_OUT": any_size}
+    )
+    config = f"""
+        name: "collect" backend: "onnxruntime" max_batch_size: 4 instance_group {{ count: 1 kind: KIND_CPU }}
+        sequence_batching {{ direct {{}} {STATE % ("-1", "")} }}
+    """
+    repository.add("collect", config, files={"model.onnx": content})
+    with Server(repository.path) as server:
+        # The first keeps the first place in the batch, and says nothing while the second goes on.
+        answers = [
+            server.infer("collect", {"INPUT": [[value]]}, sequence_id=number, sequence_start=index < 2)[
+                "OUTPUT"
+            ].tolist()
+            for index, (number, value) in enumerate([(1, 1.0), (2, 2.0), (2, 3.0), (2, 4.0)])
+        ]
+    assert answers == [[[0, 1]], [[0, 2]], [[0, 2, 3]], [[0, 2, 3, 4]]]
+
+
 def test_an_ensemble_passes_the_sequence_on(repository: Repository) -> None:
     python_model(repository, "oldest {}")
     steps = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from cantata.runtime.flags import SERVE_FLAGS, FlagError, parse_flags
 from cantata.runtime.frontends.restricted_api import RestrictedApi
 from cantata.runtime.inert_flags import INERT_ROWS
 from cantata.runtime.observe.logs import LogSettings
-from cantata.runtime.observe.trace_settings import TraceSettings
+from cantata.runtime.observe.trace_settings import OpenTelemetryOptions, TraceSettings
 from cantata.runtime.serve import ServeOptions
 from cantata.runtime.serve_options import serve_options
 from tests.support.flag_table import flag_table
@@ -117,17 +118,51 @@ def test_header_patterns_are_passed_on() -> None:
             ("--trace-file=t", "--trace-level=TIMESTAMPS", "--trace-rate=1", "--trace-count=2"),
             TraceSettings(("TIMESTAMPS",), 1, 2, 0, "t"),
         ),
-        (("--trace-config=mode=opentelemetry", "--trace-config=level=TIMESTAMPS"), TraceSettings()),
+        (
+            ("--trace-config=mode=opentelemetry", "--trace-config=level=TIMESTAMPS"),
+            TraceSettings(("TIMESTAMPS",), open_telemetry=OpenTelemetryOptions()),
+        ),
+        (
+            (
+                "--trace-config=mode=opentelemetry",
+                "--trace-config=opentelemetry,url=http://collector:4318/v1/traces",
+                "--trace-config=opentelemetry,resource=service.name=ocr",
+                "--trace-config=opentelemetry,resource=team=a=b",
+                "--trace-config=opentelemetry,bsp_max_queue_size=100",
+                "--trace-config=opentelemetry,bsp_schedule_delay=200",
+                "--trace-config=opentelemetry,bsp_max_export_batch_size=10",
+                # Of the other mode.
+                "--trace-config=triton,file=t",
+            ),
+            TraceSettings(
+                file="t",
+                open_telemetry=OpenTelemetryOptions(
+                    "http://collector:4318/v1/traces",
+                    (("service.name", "ocr"), ("team", "a=b")),
+                    100,
+                    200,
+                    10,
+                ),
+            ),
+        ),
     ],
 )
 def test_tracing_is_as_the_flags_say(arguments: tuple[str, ...], expected: TraceSettings) -> None:
     assert options(*arguments).server.trace == expected
 
 
-def test_opentelemetry_is_accepted_with_a_warning() -> None:
-    assert options("--trace-config=mode=opentelemetry").warnings == (
-        "--trace-config mode=opentelemetry has no effect: traces are written to files",
-    )
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("opentelemetry,url=collector", "expects the url of an OTLP/HTTP collector, got 'collector'"),
+        ("opentelemetry,resource=team", "expects opentelemetry,resource=<key>=<value>, got 'team'"),
+        ("opentelemetry,bsp_schedule_delay=soon", "Unable to parse 'bsp_schedule_delay', got: soon"),
+        ("opentelemetry,file=t", "has no setting 'opentelemetry,file'"),
+    ],
+)
+def test_settings_of_opentelemetry_that_cannot_be(setting: str, reason: str) -> None:
+    with pytest.raises(FlagError, match=re.escape(reason)):
+        options("--trace-config=mode=opentelemetry", f"--trace-config={setting}")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from cantata.grammars.model_config import ModelSequenceBatching
 from cantata.runtime.errors import InferenceError, StatusCode
 from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.execution.worker_pool import Work, WorkerPool
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
@@ -257,3 +257,36 @@ def test_answers_may_keep_the_order_of_their_turns(harness: Harness) -> None:
         echo(first)
         first.finish()
     assert answered == ["first", "second"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_request_runs_before_the_one_ahead_in_its_sequence_has_its_answer(
+    harness: Harness, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    dispatched: list[Work] = []
+
+    class NotingPool(WorkerPool):
+        def dispatch(self, work: Work) -> None:
+            dispatched.append(work)
+            super().dispatch(work)
+
+    class SendsTheNext(WaitingSender):
+        def send(self, response: InferenceResponse | None, final: bool) -> None:
+            before = len(dispatched)
+            scheduler.enqueue(follower)
+            # Whatever is dispatched may run at once.
+            dispatched_meanwhile.append(len(dispatched) - before)
+
+    dispatched_meanwhile: list[int] = []
+    harness.workers = NotingPool()
+    instance = InstantInstance()
+    scheduler = harness.scheduler(lasting(strategy), instance)
+    first, follower = (
+        sequence_request(1, id="a", start=True),
+        sequence_request(1, id="b", end=True),
+    )
+    first.sender, follower.sender = SendsTheNext(), WaitingSender()
+    scheduler.enqueue(first)
+    assert answer(follower).error is None
+    assert dispatched_meanwhile == [0]
+    assert instance.batches == [["a"], ["b"]]

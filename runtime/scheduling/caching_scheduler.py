@@ -1,0 +1,447 @@
+"""A scheduler whose answers are kept: equal requests are answered without running, and run once where several come.
+
+Stands before a model's or an ensemble's own scheduler, and only where a cache is wanted. Owns the waiting for equal
+requests and the figures of the cache; what is equal, and where answers are kept, is `cantata.runtime.caching`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from cantata.runtime.caching.cache_threads import CacheThreads
+from cantata.runtime.caching.request_key import RequestKey
+from cantata.runtime.caching.response_cache import CachedResponse, ResponseCache, kept_copy
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.errors import InferenceError, StatusCode, unavailable
+from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.observe.cache_statistics import CacheCounter
+from cantata.runtime.observe.snapshots import ModelStatistics
+from cantata.runtime.observe.statistics import REASON_CANCELED, REASON_REJECTED
+from cantata.runtime.request import InferenceRequest
+from cantata.runtime.response import InferenceResponse
+from cantata.runtime.scheduling.batcher import NEVER
+from cantata.runtime.scheduling.flight import Flight, Waiters
+from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
+from cantata.runtime.scheduling.priority_queue import QueuePolicies
+from cantata.runtime.scheduling.response_order import ResponseOrder
+from cantata.runtime.scheduling.timer import Timer
+
+_log = logging.getLogger("cantata.cache")
+
+# How many answers from the cache may lead to each other on one thread's stack: a long ensemble of cached steps goes on
+# on another's.
+_MOST_NESTED = 8
+
+
+class CachedScheduler(Protocol):
+    """The scheduler whose answers are kept; a ModelScheduler or an EnsembleScheduler."""
+
+    def enqueue(self, request: InferenceRequest) -> None: ...
+    def wait_until_idle(self, timeout_s: float | None) -> bool: ...
+    def close(self) -> None: ...
+    def statistics(self, name: str, version: str) -> ModelStatistics: ...
+    def failures(self) -> dict[str, int]: ...
+    def pending(self) -> int: ...
+    @property
+    def unavailability(self) -> InferenceError | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CachingParts:
+    """What a server's caching schedulers share. `threads` are None for a cache in the process."""
+
+    cache: ResponseCache
+    threads: CacheThreads | None
+    timer: Timer
+    workers: WorkerPool
+
+
+@dataclass(frozen=True, slots=True)
+class CachingRules:
+    """How one model's requests are treated.
+
+    `order` is given where answers must leave in the order of their requests; `policies` where the model's own queue has
+    levels or timeouts, which then hold here too. `calls_nobody`: the model waits for no other, so that whoever calls it
+    may wait for it.
+    """
+
+    order: ResponseOrder | None
+    policies: QueuePolicies | None
+    calls_nobody: bool
+
+
+class _Nesting(threading.local):
+    depth = 0
+
+
+_nesting = _Nesting()
+
+
+class CachingScheduler:
+    """Answers from the cache, or has `inner` answer and keeps that.
+
+    `_lock` guards `_flights`, the flights' `kept` and `waiters`, and the figures. It is never held while anything is
+    looked up, run or sent. Invariant: a flight in `_flights` is the one that requests of its key wait for.
+    """
+
+    def __init__(
+        self, inner: CachedScheduler, key: RequestKey, parts: CachingParts, rules: CachingRules
+    ) -> None:
+        self._inner = inner
+        self._key = key
+        self._cache = parts.cache
+        self._threads = parts.threads
+        self._timer = parts.timer
+        self._workers = parts.workers
+        self._rules = rules
+        self._lock = threading.Lock()
+        self._flights: dict[bytes, Flight] = {}
+        self._figures = CacheCounter()
+        self._in_flight = InFlight()
+        self._is_stopped = False
+
+    def enqueue(self, request: InferenceRequest) -> None:
+        """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
+        now_ns = request.queued_ns = monotonic_ns()
+        if self._is_stopped:
+            raise unavailable(f"{request.described_id()}{STOPPED}")
+        order = self._rules.order
+        key = self._key.of(request)
+        if order is None:
+            self._accept(request, key, now_ns)
+            return
+        request.sender = order.next_sender(request.sender)
+        try:
+            self._accept(request, key, now_ns)
+        except InferenceError as error:
+            # It has a place in the order, which only an answer clears.
+            request.owner = None
+            request.fail(error)
+
+    def _accept(self, request: InferenceRequest, key: bytes, now_ns: int) -> None:
+        cached = None if self._threads is not None else self._cache.lookup(key)
+        if cached is not None:
+            self._answer(request, cached, now_ns, now_ns)
+            return
+        if not self._in_flight.enter():
+            raise unavailable(f"{request.described_id()}{STOPPED}")
+        flight = Flight(self, key, request)
+        waiters: Waiters | None = None
+        with self._lock:
+            current = self._flights.setdefault(key, flight)
+            if current is not flight:
+                cached = current.kept
+                if cached is None and self._may_wait(request, current):
+                    if current.waiters is None:
+                        current.waiters = Waiters(self._cancel)
+                    waiters = current.waiters
+                    waiters.requests[request] = None
+                    request.queue = waiters
+        if cached is not None:
+            self._answer(request, cached, now_ns, now_ns)
+            self._in_flight.leave()
+        elif waiters is not None:
+            self._watch(request, waiters, now_ns)
+        elif current is flight:
+            self._look_up(flight, now_ns)
+        else:
+            self._run_first(flight)
+
+    def _may_wait(self, request: InferenceRequest, flight: Flight) -> bool:
+        """Whether a request may wait for that of a flight.
+
+        Not if its caller keeps an instance that the flight may need, and not behind a request that is less urgent.
+        """
+        rules = self._rules
+        if not rules.calls_nobody and any(execution.instance is not None for execution in request.waiting):
+            return False
+        policies = rules.policies
+        return policies is None or policies.level_of(request) >= policies.level_of(flight.request)
+
+    def _watch(self, request: InferenceRequest, waiters: Waiters, now_ns: int) -> None:
+        """Have a waiting request leave when it is cancelled, or has waited for too long."""
+        request.cancellation.watch(request)
+        policies = self._rules.policies
+        expires_ns = NEVER if policies is None else policies.rejects_at(request, now_ns)
+        if request.deadline_ns and (expires_ns == NEVER or request.deadline_ns < expires_ns):
+            expires_ns = request.deadline_ns
+        if expires_ns != NEVER:
+            self._timer.call_at(expires_ns, partial(self._expire, waiters, request))
+
+    def _look_up(self, flight: Flight, asked_ns: int) -> None:
+        """Find what is kept for a flight that others can join from now on, or run it."""
+        if self._threads is not None:
+            if not self._threads.run(partial(self._look_up_remotely, flight, asked_ns)):
+                self._run_first(flight)
+            return
+        # Again: what was on its way a moment ago may be kept by now.
+        cached = self._cache.lookup(flight.key)
+        if cached is not None:
+            self._found(flight, cached, asked_ns)
+            return
+        flight.lookup_ns = monotonic_ns() - asked_ns
+        self._run_first(flight)
+
+    def _look_up_remotely(self, flight: Flight, asked_ns: int) -> None:
+        try:
+            cached = self._cache.lookup(flight.key)
+        except Exception:
+            _log.exception("the response cache failed")
+            cached = None
+        if cached is not None:
+            self._found(flight, cached, asked_ns)
+            return
+        flight.lookup_ns = monotonic_ns() - asked_ns
+        self._go_on(flight)
+
+    def _found(self, flight: Flight, cached: CachedResponse, asked_ns: int) -> None:
+        """Answer a flight's request, and those that have joined it, from the cache."""
+        self._answer(flight.request, cached, asked_ns, asked_ns)
+        with self._lock:
+            waiting = self._settle(flight, cached)
+        self._answer_waiting(waiting, cached)
+        self._in_flight.leave()
+
+    def _run_first(self, flight: Flight) -> None:
+        """Run a flight whose request its caller still waits to see accepted: raises InferenceError if it is refused."""
+        try:
+            self._run(flight)
+        except InferenceError:
+            self._lost(flight, was_refused=True)
+            raise
+
+    def _go_on(self, flight: Flight) -> None:
+        """Run a flight whose request was accepted before."""
+        try:
+            self._run(flight)
+        except InferenceError as error:
+            flight.request.owner = None
+            flight.request.fail(error)
+            self._lost(flight, was_refused=True)
+
+    def _run(self, flight: Flight) -> None:
+        request = flight.request
+        flight.sender = request.sender
+        request.sender = flight
+        try:
+            self._inner.enqueue(request)
+        except InferenceError:
+            request.sender = flight.sender
+            raise
+
+    def landed(self, flight: Flight, response: InferenceResponse | None) -> None:
+        """Keep a leader's final answer, send it, and answer those who waited for it (FlightOwner)."""
+        kept = self._keep(flight)
+        try:
+            flight.sender.send(response, True)
+        finally:
+            if kept is None:
+                self._lost(flight)
+            else:
+                self._won(flight, kept)
+
+    def _keep(self, flight: Flight) -> CachedResponse | None:
+        """A flight's answer as it is kept, and put into a cache in the process at once; None for one that is not."""
+        answer = flight.answer
+        if answer is None or answer.error is not None or flight.response_count != 1:
+            return None
+        start_ns = monotonic_ns()
+        kept = kept_copy(answer)
+        if self._threads is None:
+            self._cache.insert(flight.key, self, kept)
+        with self._lock:
+            self._figures.count_miss(lookup_ns=flight.lookup_ns, insert_ns=monotonic_ns() - start_ns)
+        return kept
+
+    def _won(self, flight: Flight, kept: CachedResponse) -> None:
+        """A flight's request has been answered, and so can be those that waited."""
+        threads = self._threads
+        with self._lock:
+            # Requests that come before Redis has the answer are given it here.
+            waiting = self._settle(flight, kept, stays=threads is not None)
+        if threads is not None and not threads.run(partial(self._insert, flight, kept)):
+            self._forget(flight)
+        self._answer_waiting(waiting, kept)
+        self._in_flight.leave()
+
+    def _lost(self, flight: Flight, *, was_refused: bool = False) -> None:
+        """A flight's request has failed: those that waited for it are run.
+
+        If it never ran, or its client has gone, that says nothing of the others: the next leads them. If the model, or
+        its queue, refuses it each is run by itself, as all would have been without a cache.
+        """
+        with self._lock:
+            successor = None if was_refused else self._succeed(flight)
+            waiting = [] if successor is not None else self._settle(flight, None)
+        for request in waiting:
+            request.cancellation.unwatch(request)
+            self._go_on(Flight(self, flight.key, request))
+        if successor is not None:
+            successor.request.cancellation.unwatch(successor.request)
+            self._go_on(successor)
+        self._in_flight.leave()
+
+    def _succeed(self, flight: Flight) -> Flight | None:
+        """Put the first that waits in the place of a request that was not run; the caller holds the lock."""
+        waiters = flight.waiters
+        if waiters is None or not waiters.requests or not _was_not_run(flight):
+            return None
+        leader = next(iter(waiters.requests))
+        del waiters.requests[leader]
+        leader.queue = None
+        successor = self._flights[flight.key] = Flight(self, flight.key, leader)
+        successor.waiters = waiters
+        return successor
+
+    def _settle(
+        self, flight: Flight, kept: CachedResponse | None, *, stays: bool = False
+    ) -> list[InferenceRequest]:
+        """End the waiting for a flight; returns those who waited. The caller holds the lock."""
+        if stays:
+            flight.kept = kept
+        elif self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
+        waiters, flight.waiters = flight.waiters, None
+        if waiters is None:
+            return []
+        waiting = list(waiters.requests)
+        waiters.requests.clear()
+        for request in waiting:
+            request.queue = None
+        return waiting
+
+    def _answer_waiting(self, waiting: list[InferenceRequest], kept: CachedResponse) -> None:
+        for request in waiting:
+            request.cancellation.unwatch(request)
+            self._answer(request, kept, request.queued_ns, monotonic_ns())
+            self._in_flight.leave()
+
+    def _insert(self, flight: Flight, kept: CachedResponse) -> None:
+        start_ns = monotonic_ns()
+        try:
+            self._cache.insert(flight.key, self, kept)
+        finally:
+            with self._lock:
+                self._figures.count_insertion(monotonic_ns() - start_ns)
+            self._forget(flight)
+
+    def _forget(self, flight: Flight) -> None:
+        with self._lock:
+            if self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
+
+    def _answer(
+        self, request: InferenceRequest, cached: CachedResponse, asked_ns: int, found_ns: int
+    ) -> None:
+        """Answer from the cache a request that was looked up, or began to wait, at `asked_ns`."""
+        end_ns = monotonic_ns()
+        with self._lock:
+            self._figures.count_hit(
+                request_ns=end_ns - request.received_ns,
+                queue_ns=found_ns - asked_ns,
+                lookup_ns=end_ns - found_ns,
+            )
+        response = cached.response(request.id)
+        if _nesting.depth >= _MOST_NESTED:
+            self._workers.dispatch(_Delivery(request, response))
+            return
+        _nesting.depth += 1
+        try:
+            request.respond(response, True)
+        finally:
+            _nesting.depth -= 1
+
+    def _cancel(self, waiters: Waiters, request: InferenceRequest) -> None:
+        self._leave(waiters, request, InferenceError(StatusCode.CANCELLED, ""), REASON_CANCELED)
+
+    def _expire(self, waiters: Waiters, request: InferenceRequest) -> None:
+        self._leave(waiters, request, unavailable("Request timeout expired"), REASON_REJECTED)
+
+    def _leave(
+        self, waiters: Waiters, request: InferenceRequest, error: InferenceError, reason: str
+    ) -> None:
+        """Answer a request that waits no longer, if it still did; those that it waited with go on."""
+        with self._lock:
+            if request.queue is not waiters:
+                return
+            request.queue = None
+            del waiters.requests[request]
+            self._figures.waiting.count_failure(request, error.code, reason, monotonic_ns())
+        request.cancellation.unwatch(request)
+        request.fail(error)
+        self._in_flight.leave()
+
+    def stop(self) -> None:
+        """Refuse new requests from now on; those accepted go on."""
+        self._is_stopped = True
+        self._in_flight.stop()
+
+    def wait_until_idle(self, timeout_s: float | None) -> bool:
+        """Wait until no accepted request is unanswered; False when that took too long."""
+        # Whatever is in the inner scheduler came from here, and is counted here for longer.
+        return self._in_flight.wait_until_none(timeout_s)
+
+    @property
+    def in_flight(self) -> int:
+        """How many accepted requests are unanswered."""
+        return self._in_flight.count
+
+    def close(self) -> None:
+        """Stop, fail what is unanswered, close the inner scheduler, and let the kept responses go."""
+        self.stop()
+        self._inner.close()
+        with self._lock:
+            flights = list(self._flights.values())
+            self._flights.clear()
+        for flight in flights:
+            for request in list(flight.waiters.requests if flight.waiters is not None else ()):
+                error = unavailable(f"{request.described_id()}Server is stopping")
+                assert flight.waiters is not None
+                self._leave(flight.waiters, request, error, REASON_REJECTED)
+        self._cache.forget(self)
+
+    def statistics(self, name: str, version: str) -> ModelStatistics:
+        """The figures now."""
+        inner = self._inner.statistics(name, version)
+        with self._lock:
+            return self._figures.added_to(inner)
+
+    def failures(self) -> dict[str, int]:
+        """How many requests failed, by reason."""
+        inner = self._inner.failures()
+        with self._lock:
+            return self._figures.failures_with(inner)
+
+    def pending(self) -> int:
+        """How many requests wait for an instance; those that wait for another's answer do not."""
+        return self._inner.pending()
+
+    @property
+    def unavailability(self) -> InferenceError | None:
+        """Why nothing can be executed now, or None."""
+        return self._inner.unavailability
+
+
+class _Delivery:
+    """An answer that is sent by another thread (Work)."""
+
+    is_quick = True
+    is_quick_alone = False
+
+    def __init__(self, request: InferenceRequest, response: InferenceResponse) -> None:
+        self._request = request
+        self._response = response
+
+    def run(self) -> None:
+        self._request.respond(self._response, True)
+
+
+def _was_not_run(flight: Flight) -> bool:
+    answer = flight.answer
+    if answer is not None and answer.error is not None and answer.error.code is StatusCode.CANCELLED:
+        return True
+    return not flight.request.started_ns
