@@ -50,6 +50,7 @@ class CallLoop:
         self._listener: asyncio.Server | None = None
         self._failure: Exception | None = None
         self._is_serving = threading.Event()
+        self._is_closed = False
         self._connections: set[Connection] = set()
         self.read_buffer = memoryview(bytearray(_READ_BUFFER_BYTES))
         self._work = workers.collecting()
@@ -80,9 +81,10 @@ class CallLoop:
 
     def close(self, grace_s: float) -> None:
         """Take no more calls, wait `grace_s` for those in flight, cancel what is left, and end the thread."""
-        loop, self._loop = self._loop, None
-        if loop is None:
+        loop = self._loop
+        if loop is None or self._is_closed:
             return
+        self._is_closed = True
         asyncio.run_coroutine_threadsafe(self._end(grace_s), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         self._thread.join()
