@@ -15,7 +15,8 @@ from cantata.runtime.repository.control import ModelControlMode
 class ServerOptions:
     """Named as tritonserver's flags (reference, section 8).
 
-    `backend_config` maps a backend's name to its settings; those under "" are for every backend.
+    `backend_config` maps a backend's name to its settings; those under "" are for every backend. `cache_config` maps
+    the name of the response cache to its settings; without one nothing is cached.
     """
 
     model_repository: tuple[Path, ...]
@@ -36,3 +37,4 @@ class ServerOptions:
     # How many bytes of requests may wait or run at a time; 0 for no limit.
     max_queue_bytes: int = 0
     backend_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    cache_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from cantata.runtime.datatypes import DataType
+from cantata.runtime.observe.snapshots import CacheFigures
 from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.tensor import Tensor
 
@@ -57,15 +57,6 @@ def kept_copy(response: InferenceResponse) -> CachedResponse:
     parameters = None if response.parameters is None else dict(response.parameters)
     outputs = {name: _copied(tensor) for name, tensor in response.outputs.items()}
     return CachedResponse(response.model_name, response.model_version, outputs, parameters)
-
-
-@dataclass(frozen=True, slots=True)
-class CacheFigures:
-    """What the metrics show of a cache as a whole. `utilization` is 0 to 1, and 0 where the size is not ours to know."""
-
-    entries: int = 0
-    evictions: int = 0
-    utilization: float = 0.0
 
 
 class ResponseCache(Protocol):

@@ -94,10 +94,19 @@ class ByteFigures:
 class ModelFigures:
     """One model version as its metrics show it: the statistics, and what the protocol's statistics do not hold.
 
+@dataclass(frozen=True, slots=True)
+class CacheFigures:
+    """A response cache as a whole. `utilization` is the used part of it, 0 to 1."""
+
+    entries: int = 0
+    evictions: int = 0
+    utilization: float = 0.0
+
+
     `failures` counts failed requests by reason (REJECTED, CANCELED, BACKEND, OTHER); a reason left out is 0.
     `pending` is the number of requests that wait for an instance now. `load_seconds` is how long the last load
     took. `metric_tags` are the configuration's, without the underscore that their labels get. `processes` is None
-    for a model whose instances are no processes, `byte_budget` for one without.
+    for a model whose instances are no processes, `byte_budget` for one without. `is_cached`: its answers are kept.
     """
 
     name: str
@@ -109,3 +118,4 @@ class ModelFigures:
     load_seconds: float
     processes: ProcessFigures | None = None
     byte_budget: ByteFigures | None = None
+    is_cached: bool = False

@@ -7,7 +7,7 @@ that is the batcher's. Knows nothing of names, versions or files.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from cantata.runtime.backends.backend import BackendInstance, RestartingInstance
@@ -32,6 +32,7 @@ from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
 from cantata.runtime.scheduling.response_order import ResponseOrder
 from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
 from cantata.runtime.scheduling.timer import Timer
+from cantata.runtime.tensor import Tensor
 
 
 class ModelScheduler:
@@ -170,6 +171,28 @@ class ModelScheduler:
         """How many requests failed, by reason."""
         with self._lock:
             return dict(self._statistics.failures)
+    def warm_up(
+        self,
+        backend_instance: BackendInstance,
+        requests: list[InferenceRequest],
+        added: Sequence[Mapping[str, Tensor]],
+    ) -> None:
+        """Run validated requests as one batch in an instance that serves nobody yet, and count them like all others.
+
+        `added` are inputs beside those that requests can have, for each. They are answered when this returns, or later.
+        """
+        start_ns = monotonic_ns()
+        for request, inputs in zip(requests, added, strict=True):
+            request.inputs.update(inputs)
+            request.owner = self
+            request.queued_ns = request.started_ns = start_ns
+            self._in_flight.enter()
+        size = sum(request.batch_size for request in requests)
+        instance = ScheduledInstance(self, backend_instance)
+        execution = Execution(self._spec, requests, size, start_ns, self._finish_later, instance)
+        if instance.execute(execution):
+            self._finish_later(execution)
+
 
     def pending(self) -> int:
         """How many requests wait for an instance."""

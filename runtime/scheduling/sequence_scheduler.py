@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from cantata.runtime.backends.backend import BackendInstance, RestartingInstance
 from cantata.runtime.clock import monotonic_ns
@@ -25,16 +25,18 @@ from cantata.runtime.observe.statistics import (
     ComputeTimes,
     StatisticsCounter,
 )
-from cantata.runtime.request import SEQUENCE_START, InferenceRequest
+from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START, InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.batcher import NEVER
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
 from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
 from cantata.runtime.scheduling.sequence_batcher import SequenceBatcher
 from cantata.runtime.scheduling.sequence_inputs import SequenceInputs
-from cantata.runtime.scheduling.sequence_lanes import Turns
+from cantata.runtime.scheduling.sequence_lanes import Turn, Turns
 from cantata.runtime.scheduling.sequence_table import BACKLOG, Dropped, DropReason, grace_ns
+from cantata.runtime.scheduling.sequence_table import Sequence as LiveSequence
 from cantata.runtime.scheduling.timer import Timer
+from cantata.runtime.tensor import Tensor
 
 _log = logging.getLogger("cantata.scheduler")
 
@@ -146,6 +148,43 @@ class SequenceScheduler:
         execution = self._execution(instance, turns, start_ns)
         is_over = instance.execute(execution)
         self._end_batch(instance, turns, execution, is_over)
+
+    def warm_up(
+        self,
+        backend_instance: BackendInstance,
+        requests: list[InferenceRequest],
+        added: Sequence[Mapping[str, Tensor]],
+    ) -> None:
+        """Run validated requests as one batch in an instance that serves nobody yet, and count them like all others.
+
+        Each is a sequence of its own that it starts and ends; `added` are tensors in the place of those that it would
+        get as such. They are answered when this returns, or later. One that is to run again ends here: it has run.
+        """
+        start_ns = monotonic_ns()
+        turns: Turns = []
+        for request, inputs in zip(requests, added, strict=True):
+            sequence = LiveSequence(request.correlation_id)
+            request.flags = SEQUENCE_START | SEQUENCE_END
+            self._inputs.prepare(request, sequence)
+            request.inputs.update(inputs)
+            request.owner = self
+            request.queued_ns = request.started_ns = start_ns
+            self._in_flight.enter()
+            turns.append(Turn(request, sequence))
+        instance = ScheduledInstance(self, backend_instance)
+        finish = functools.partial(self._warmed_up, turns)
+        execution = Execution(self._spec, requests, len(requests), start_ns, finish, instance)
+        if instance.execute(execution):
+            self._warmed_up(turns, execution)
+
+    def _warmed_up(self, turns: Turns, execution: Execution) -> None:
+        with self._lock:
+            self._count(turns, execution, monotonic_ns())
+        execution.send_responses()
+        for request in execution.rescheduled_requests():
+            request.owner = None
+            self._in_flight.leave()
+            request.respond(None, True)
 
     def stop(self) -> None:
         """Refuse new sequences from now on; those that were accepted go on."""
