@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cantata.runtime.execution.rate_limiter import RateLimitMode, ResourceCount
+from cantata.runtime.observe.metrics_options import LatencyOptions
 from cantata.runtime.observe.trace_settings import TraceSettings
 from cantata.runtime.repository.control import ModelControlMode
 
@@ -32,6 +33,7 @@ class ServerOptions:
     exit_timeout_secs: float = 30.0
     allow_client_shm: bool = False
     trace: TraceSettings = field(default_factory=TraceSettings)
+    latencies: LatencyOptions = field(default_factory=LatencyOptions)
     rate_limit: RateLimitMode = RateLimitMode.OFF
     rate_limit_resource: tuple[ResourceCount, ...] = ()
     # How many bytes of requests may wait or run at a time; 0 for no limit.
