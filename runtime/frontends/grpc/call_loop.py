@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from cantata.runtime.execution.worker_pool import Collector, WorkerPool
 from cantata.runtime.frontends.grpc import core_calls
+from cantata.runtime.frontends.grpc.compressed_messages import FIRST_BYTES, unpacked
 from cantata.runtime.frontends.grpc.core_calls import Event
 from cantata.runtime.frontends.grpc.options import GrpcOptions
 
@@ -91,6 +92,16 @@ class CallLoop:
         self._thread.join(_LAST_GRACE_S)
         if self._thread.is_alive():
             _log.warning("gRPC: calls are still being answered; the server stops without them")
+
+    def message_of(self, event: Event) -> bytes | None:
+        """The message that an event brings, as `core_calls.received_message`, unpacked where it came compressed.
+
+        Raises OversizedMessageError where it unpacks to more than it may.
+        """
+        message = core_calls.received_message(event)
+        if message and message[0] in FIRST_BYTES:
+            return unpacked(message, self._options.max_decompressed_size)
+        return message
 
     def is_current_thread(self) -> bool:
         """Whether the caller runs on the loop's thread, which nothing may block."""

@@ -118,7 +118,9 @@ CANCELLED: Final = 1
 INTERNAL: Final = 13
 UNIMPLEMENTED: Final = 12
 UNAVAILABLE: Final = 14
+UNAUTHENTICATED: Final = 16
 NOT_FOUND: Final = 5
+RESOURCE_EXHAUSTED: Final = 8
 
 # The operations, as functions: what a batch is made of. One operation object serves one batch only.
 _ReceiveMessage = cygrpc.ReceiveMessageOperation

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from cantata.runtime.frontends.grpc import core_calls
 from cantata.runtime.frontends.grpc.call_loop import CallLoop
+from cantata.runtime.frontends.grpc.compressed_messages import OversizedMessageError
 from cantata.runtime.frontends.grpc.core_calls import Call, Event
 
 # A producer waits while more than this is queued.
@@ -159,7 +160,11 @@ class MessageStream:
         self._room.notify_all()
 
     def _on_message(self, event: Event) -> None:
-        message = core_calls.received_message(event)
+        try:
+            message = self._loop.message_of(event)
+        except OversizedMessageError as error:
+            self.finish(core_calls.RESOURCE_EXHAUSTED, error.message)
+            return
         if message is None:
             if not self._is_over:
                 self._reader.on_half_close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from cantata.runtime.frontends.api_keys import ApiKeys
 from cantata.runtime.frontends.restricted_api import RestrictedApi
 
 # The largest message either way; C-core counts in 32 bits.
@@ -42,6 +43,14 @@ class GrpcOptions:
     # Metadata that matches becomes request parameters; empty forwards none.
     header_forward_pattern: str = ""
     restricted_protocols: tuple[RestrictedApi, ...] = ()
+    api_keys: tuple[ApiKeys, ...] = ()
+    # Sizes are in bytes; no connections, and an idle time of 0, are no limits.
+    max_message_size: int = MAX_MESSAGE_BYTES
+    max_decompressed_size: int = 64 << 20
+    max_metadata_size: int = 16 << 10
+    max_connections: int = 10_000
+    max_connection_idle: int = 0
+    handshake_timeout: int = 60_000
 
     @property
     def compresses(self) -> bool:
@@ -55,7 +64,7 @@ class GrpcOptions:
     def channel_arguments(self) -> list[tuple[str, int | str]]:
         """The options as C-core takes them."""
         arguments: list[tuple[str, int | str]] = [
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", self.max_message_size),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", int(self.reuse_port)),
             ("grpc.keepalive_time_ms", self.keepalive_time),
@@ -65,6 +74,16 @@ class GrpcOptions:
             ("grpc.http2.min_ping_interval_without_data_ms", self.http2_min_recv_ping_interval_without_data),
             ("grpc.http2.max_ping_strikes", self.http2_max_ping_strikes),
         ]
+        # C-core would unpack a message whatever it becomes: `compressed_messages` does it, within bounds.
+        arguments.append(("grpc.per_message_decompression", 0))
+        # Up to the first of these all is well, beyond the second nothing is; between them it is left to chance.
+        arguments.append(("grpc.max_metadata_size", self.max_metadata_size))
+        arguments.append(("grpc.absolute_max_metadata_size", self.max_metadata_size))
+        arguments.append(("grpc.server_handshake_timeout_ms", self.handshake_timeout))
+        if self.max_connections:
+            arguments.append(("grpc.max_allowed_incoming_connections", self.max_connections))
+        if self.max_connection_idle:
+            arguments.append(("grpc.max_connection_idle_ms", self.max_connection_idle))
         if self.compresses:
             level = COMPRESSION_LEVELS[self.infer_response_compression_level]
             arguments.append(("grpc.default_compression_level", level))

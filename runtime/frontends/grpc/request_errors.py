@@ -5,9 +5,19 @@ from __future__ import annotations
 import logging
 
 from cantata.runtime.errors import InferenceError, internal_error
+from cantata.runtime.frontends.grpc import core_calls
+from cantata.runtime.frontends.grpc.compressed_messages import OversizedMessageError
 from cantata.runtime.frontends.grpc.wire import MalformedMessageError
+from cantata.runtime.frontends.status_codes import GRPC_CODES
 
 _log = logging.getLogger("cantata.grpc")
+
+
+def grpc_code_of(error: InferenceError) -> int:
+    """The number of an error on the wire."""
+    if isinstance(error, OversizedMessageError):
+        return core_calls.RESOURCE_EXHAUSTED
+    return GRPC_CODES[error.code]
 
 
 def as_inference_error(error: Exception) -> InferenceError:

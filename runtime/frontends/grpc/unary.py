@@ -21,8 +21,7 @@ from cantata.runtime.frontends.grpc.infer_request import build_request, parse_mo
 from cantata.runtime.frontends.grpc.infer_response import encode_infer_response
 from cantata.runtime.frontends.grpc.inference import InferenceService
 from cantata.runtime.frontends.grpc.options import MAX_MESSAGE_BYTES
-from cantata.runtime.frontends.grpc.request_errors import as_inference_error
-from cantata.runtime.frontends.status_codes import GRPC_CODES
+from cantata.runtime.frontends.grpc.request_errors import as_inference_error, grpc_code_of
 from cantata.runtime.observe.trace import GRPC
 from cantata.runtime.request import Cancellation
 from cantata.runtime.response import InferenceResponse
@@ -47,24 +46,24 @@ class UnaryCall:
         core_calls.receive_message(self._call, self._on_message)
 
     def _on_message(self, event: Event) -> None:
-        message = core_calls.received_message(event)
         if self._is_quick:
-            self._answer(message)
+            self._answer(event)
         else:
             threading.Thread(
-                target=self._answer, args=(message,), name="cantata-grpc-call", daemon=True
+                target=self._answer, args=(event,), name="cantata-grpc-call", daemon=True
             ).start()
 
-    def _answer(self, message: bytes | None) -> None:
+    def _answer(self, event: Event) -> None:
         ended = self._loop.call_ended
         try:
+            message = self._loop.message_of(event)
             if message is None:
                 raise internal_error(_NO_MESSAGE)
             answer = self._handler(message)
         except Exception as error:
             refusal = as_inference_error(error)
             core_calls.reply_status(
-                self._call, GRPC_CODES[refusal.code], refusal.message, ended, starts=True, closes=True
+                self._call, grpc_code_of(refusal), refusal.message, ended, starts=True, closes=True
             )
         else:
             core_calls.reply(self._call, answer, ended, closes=True, compress=False)
@@ -140,8 +139,8 @@ class InferCall:
 
     def _on_message(self, event: Event) -> None:
         received_ns = monotonic_ns()
-        message = core_calls.received_message(event)
         try:
+            message = self._service.loop.message_of(event)
             if message is None:
                 raise internal_error(_NO_MESSAGE)
             if self._lease is not None:
@@ -222,7 +221,7 @@ class InferCall:
             self._lease.release()
         core_calls.reply_status(
             self._call,
-            GRPC_CODES[error.code],
+            grpc_code_of(error),
             error.message,
             self._service.loop.call_ended,
             starts=True,
