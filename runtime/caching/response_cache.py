@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from cantata.runtime.datatypes import DataType
 from cantata.runtime.observe.snapshots import CacheFigures
+from cantata.runtime.observe.timeline import without_timeline
 from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.tensor import Tensor
 
@@ -54,7 +55,9 @@ class CachedResponse:
 
 def kept_copy(response: InferenceResponse) -> CachedResponse:
     """A successful response to be kept: copied, since its memory may be a batch's, a model's or a client's."""
-    parameters = None if response.parameters is None else dict(response.parameters)
+    parameters = without_timeline(response.parameters)
+    if parameters is not None:
+        parameters = dict(parameters)
     outputs = {name: _copied(tensor) for name, tensor in response.outputs.items()}
     return CachedResponse(response.model_name, response.model_version, outputs, parameters)
 
