@@ -1,6 +1,6 @@
 """The clients that drive a server, the same for every server: perf_analyzer for gRPC, wrk for HTTP.
 
-Owns their command lines and reading requests a second from what they print.
+Owns their command lines and reading figures from what they print.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from models import ELEMENTS
 from servers import PEER_HOME, PEER_SCRIPT, RunningServer
@@ -19,6 +20,13 @@ from servers import PEER_HOME, PEER_SCRIPT, RunningServer
 
 class LoadFailed(Exception):
     """The client could not measure, or some of its requests failed."""
+
+
+class LoadFigures(NamedTuple):
+    """What perf_analyzer saw."""
+
+    requests_per_second: float
+    p99_us: float
 
 
 def perf_analyzer() -> list[str] | None:
@@ -42,7 +50,28 @@ def requests_per_second(
     """Completed requests a second of `concurrency` clients that each send the next one when the last is answered."""
     if tool_for(protocol) == "wrk":
         return _wrk(server.http, model, concurrency, seconds)
-    return _perf_analyzer(server, protocol, model, concurrency, seconds)
+    return analyze(server, protocol, model, concurrency, seconds).requests_per_second
+
+
+def analyze(
+    server: RunningServer, protocol: str, model: str, concurrency: int, seconds: float
+) -> LoadFigures:
+    """What perf_analyzer sees of `concurrency` clients; of a sequence model each is one sequence after another."""
+    command = perf_analyzer()
+    assert command is not None
+    address = {"grpc": server.grpc, "http": server.http}[protocol]
+    # Three windows in a row make one measurement; how steady they were is left to the repetitions.
+    windows = ["--measurement-interval", str(round(seconds * 1_000 / 3)), "-r", "3", "-s", "999"]
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder, "table.csv")
+        target = ["-m", model, "-i", protocol, "-u", address, "--shape", f"INPUT:{ELEMENTS}"]
+        load = ["--concurrency-range", str(concurrency), "-f", str(table)]
+        printed = _run([*command, *target, *load, *windows], seconds)
+        if not table.exists():
+            raise LoadFailed(printed)
+        with table.open() as file:
+            row = next(csv.DictReader(file))
+    return LoadFigures(float(row["Inferences/Second"]), float(row["p99 latency"]))
 
 
 def _wrk(address: str, model: str, concurrency: int, seconds: float) -> float:
@@ -82,25 +111,6 @@ def _lua_script() -> str:
         'wrk.headers["Content-Type"] = "application/octet-stream"\n'
         f'wrk.body = "{body}"\n'
     )
-
-
-def _perf_analyzer(
-    server: RunningServer, protocol: str, model: str, concurrency: int, seconds: float
-) -> float:
-    command = perf_analyzer()
-    assert command is not None
-    address = {"grpc": server.grpc, "http": server.http}[protocol]
-    # Three windows in a row make one measurement; how steady they were is left to the repetitions.
-    windows = ["--measurement-interval", str(round(seconds * 1_000 / 3)), "-r", "3", "-s", "999"]
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder, "table.csv")
-        target = ["-m", model, "-i", protocol, "-u", address, "--shape", f"INPUT:{ELEMENTS}"]
-        load = ["--concurrency-range", str(concurrency), "-f", str(table)]
-        printed = _run([*command, *target, *load, *windows], seconds)
-        if not table.exists():
-            raise LoadFailed(printed)
-        with table.open() as file:
-            return float(next(csv.DictReader(file))["Inferences/Second"])
 
 
 def _run(command: list[str], seconds: float) -> str:

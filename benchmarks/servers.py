@@ -48,6 +48,12 @@ class RunningServer:
         family = [self.process, *self.process.children(recursive=True)]
         return sum(member.memory_info().rss for member in family) / 1e6
 
+    def cpu_seconds(self) -> float:
+        """Processor time of the server and every process that it started, so far."""
+        family = [self.process, *self.process.children(recursive=True)]
+        times = [member.cpu_times() for member in family]
+        return sum(each.user + each.system for each in times)
+
 
 def ours(repository: Path, ports: Ports) -> list[str]:
     flags = [f"--http-port={ports.http}", f"--grpc-port={ports.grpc}", f"--metrics-port={ports.metrics}"]

@@ -240,7 +240,7 @@ def _runtime_request(
         waiting=activity.waiting(),
     )
     if caller is not None and caller.trace is not None:
-        made.trace = caller.trace.child(is_step=False)
+        made.trace = caller.trace.child()
     return made
 
 

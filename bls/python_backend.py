@@ -60,6 +60,11 @@ class PythonBackend:
         self._reaper.start()
         return PythonModel(code, files, config)
 
+    def hosts_alike(self, files: ModelFiles, one: ModelConfig, other: ModelConfig) -> bool:
+        """See HostingBackend: one instance more may mean that they are processes."""
+        directory, settings = files.model_directory, self._settings
+        return model_isolation(one, directory, settings) == model_isolation(other, directory, settings)
+
     def close(self) -> None:
         self._reaper.close()
         self._starter.close()

@@ -30,7 +30,16 @@ from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.server import Server
 from cantata.runtime.tensor import Tensor, tensor_of_array
 
-Arrays = dict[str, npt.NDArray[Any]]
+
+class Outputs(dict[str, npt.NDArray[Any]]):
+    """What a model answered: arrays by the outputs' names, and `parameters`, what else it said."""
+
+    __slots__ = ("parameters",)
+
+    def __init__(self, response: InferenceResponse) -> None:
+        super().__init__((name, tensor.array) for name, tensor in response.outputs.items())
+        self.parameters: dict[str, ParameterValue] = response.parameters or {}
+
 
 # How many responses `stream` holds for a reader that is behind, before the model is made to wait.
 _STREAM_BUFFER = 64
@@ -50,8 +59,12 @@ class EmbeddedServer:
         disable_auto_complete_config: bool = False,
         exit_timeout_secs: float = 30.0,
         backend_config: Mapping[str, Mapping[str, str]] | None = None,
+        cache_config: Mapping[str, Mapping[str, str | int]] | None = None,
     ) -> None:
-        """The options are named and mean the same as the flags of `cantata serve`."""
+        """The options are named and mean the same as the flags of `cantata serve`.
+
+        `cache_config={"local": {"size": 1 << 28}}` keeps the responses of the models that ask for it.
+        """
         paths = model_repository if isinstance(model_repository, list) else [model_repository]
         self.core = Server(
             ServerOptions(
@@ -60,6 +73,10 @@ class EmbeddedServer:
                 disable_auto_complete_config=disable_auto_complete_config,
                 exit_timeout_secs=exit_timeout_secs,
                 backend_config=backend_config or {},
+                cache_config={
+                    name: {setting: str(value) for setting, value in settings.items()}
+                    for name, settings in (cache_config or {}).items()
+                },
             )
         )
 
@@ -100,14 +117,15 @@ class EmbeddedServer:
         sequence_id: int | str = 0,
         sequence_start: bool = False,
         sequence_end: bool = False,
-    ) -> Arrays:
+    ) -> Outputs:
         """Run a model and return its outputs by name; `outputs` asks for some of them only.
 
         A model with sequence batching is told by `sequence_id`, and by `sequence_start` and `sequence_end`, which
         sequence this is the next request of.
 
         Arrays passed in are shared with the models, not copied; arrays returned may be views of shared memory.
-        Strings come back as `bytes`. Raises InferenceError with the server's code and text.
+        Strings come back as `bytes`. What the model says besides, and the timeline of a request that asks for it, is in
+        the outputs' `parameters`. Raises InferenceError with the server's code and text.
         """
         sender = WaitingSender()
         request = self._request(model_name, inputs, sender, outputs, version, parameters, id)
@@ -128,7 +146,7 @@ class EmbeddedServer:
         sequence_id: int | str = 0,
         sequence_start: bool = False,
         sequence_end: bool = False,
-    ) -> Arrays:
+    ) -> Outputs:
         """As `infer`, awaited on the running event loop. Cancelling the task cancels the request."""
         sender = _AwaitingSender(asyncio.get_running_loop())
         request = self._request(model_name, inputs, sender, outputs, version, parameters, id)
@@ -153,7 +171,7 @@ class EmbeddedServer:
         sequence_id: int | str = 0,
         sequence_start: bool = False,
         sequence_end: bool = False,
-    ) -> Iterator[Arrays]:
+    ) -> Iterator[Outputs]:
         """Run a model that answers any number of times, and yield each answer as it comes.
 
         A reader that is slow slows the model down; one that stops reading (closes the iterator) cancels the request.
@@ -180,7 +198,7 @@ class EmbeddedServer:
         id: str,
     ) -> InferenceRequest:
         spec = self.core.model(model_name, version).spec
-        return InferenceRequest(
+        request = InferenceRequest(
             model_name,
             {name: _tensor(spec, name, value) for name, value in inputs.items()},
             sender,
@@ -190,6 +208,10 @@ class EmbeddedServer:
             requested_outputs=tuple(outputs),
             parameters=parameters,
         )
+        tracer = self.core.tracer
+        if parameters is not None or tracer.is_on:
+            tracer.begin(request, None)
+        return request
 
 
 def _place(request: InferenceRequest, sequence_id: int | str, starts: bool, ends: bool) -> None:
@@ -270,7 +292,7 @@ class _StreamSender:
             self._changed.notify_all()
 
 
-def _read_stream(sender: _StreamSender, request: InferenceRequest) -> Iterator[Arrays]:
+def _read_stream(sender: _StreamSender, request: InferenceRequest) -> Iterator[Outputs]:
     try:
         while (response := sender.next_response()) is not None:
             yield _arrays(response)
@@ -293,13 +315,13 @@ def _tensor(spec: ModelSpec, name: str, value: npt.ArrayLike) -> Tensor:
         raise invalid_argument(f"input '{name}' for model '{spec.model_name}': {error}") from error
 
 
-def _single(responses: list[InferenceResponse]) -> Arrays:
+def _single(responses: list[InferenceResponse]) -> Outputs:
     if len(responses) != 1:
         raise internal_error(f"expected a single response, got {len(responses)}")
     return _arrays(responses[0])
 
 
-def _arrays(response: InferenceResponse) -> Arrays:
+def _arrays(response: InferenceResponse) -> Outputs:
     if response.error is not None:
         raise response.error
-    return {name: tensor.array for name, tensor in response.outputs.items()}
+    return Outputs(response)

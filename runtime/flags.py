@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cantata.grammars.problems import suggest
 from cantata.runtime.inert_flags import INERT_ROWS
+from cantata.runtime.protection_flags import PROTECTION_ROWS
 
 
 class FlagError(Exception):
@@ -205,6 +206,40 @@ SERVE_FLAGS: tuple[Flag, ...] = (
         ("metrics-address", _T, "", "the address to listen on; that of HTTP where it is not given"),
         ("metrics-port", _I, "8002", "the port to listen on; 0 takes a free one"),
         ("allow-cpu-metrics", _B, "true", "tell of the machine's processor and memory"),
+        (
+            "allow-gpu-metrics",
+            _B,
+            "true",
+            "tell of NVIDIA GPUs, where there are any and the extra 'gpu' is installed",
+        ),
+        ("metrics-interval-ms", _I, "2000", "how old what is told of the machine may be"),
+        (
+            "pinned-memory-pool-byte-size",
+            _I,
+            "268435456",
+            "told as nv_pinned_memory_pool_total_bytes: memory is taken as it is needed",
+        ),
+    ),
+    Flag(
+        "metrics-config",
+        _T,
+        "",
+        "<setting>=<value>: counter_latencies, histogram_latencies, summary_latencies or summary_quantiles; may be "
+        "given again",
+        "Metrics",
+        is_repeatable=True,
+    ),
+    Flag(
+        "cache-config",
+        _T,
+        "",
+        "<cache>,<setting>=<value>: keep responses in 'local' (size), or 'redis' (host, port, ...); may be given again",
+        "Response cache",
+        is_repeatable=True,
+    ),
+    *_flags(
+        "Response cache",
+        ("response-cache-byte-size", _I, "0", "the same as --cache-config=local,size=; 0 for no cache"),
     ),
     Flag(
         "http-restricted-api",
@@ -254,6 +289,10 @@ SERVE_FLAGS: tuple[Flag, ...] = (
         choices=("default", "ISO8601", "json"),
     ),
     *_flags("Logging", ("log-file", _T, "", "write the log there instead of to standard error")),
+    *[
+        Flag(name, FlagKind(kind), default, meaning, group, repeats)
+        for name, kind, default, meaning, group, repeats in PROTECTION_ROWS
+    ],
     *[
         Flag(name, FlagKind(kind), default, meaning, group, repeats, is_inert=True)
         for name, kind, default, meaning, group, repeats in INERT_ROWS

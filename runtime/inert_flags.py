@@ -13,7 +13,6 @@ InertRow = tuple[str, str, str, str, str, bool]
 _ONE_LOOP: Final = "each protocol is served by one thread"
 _NO_POOL: Final = "memory is taken as it is needed"
 _NO_CLOUD: Final = "there is no endpoint of this kind"
-_NO_CACHE: Final = "responses are not cached"
 
 INERT_ROWS: Final[tuple[InertRow, ...]] = (
     (
@@ -40,20 +39,7 @@ INERT_ROWS: Final[tuple[InertRow, ...]] = (
     ("vertex-ai-port", "integer", "8080", _NO_CLOUD, "SageMaker and Vertex AI", False),
     ("vertex-ai-thread-count", "integer", "8", _NO_CLOUD, "SageMaker and Vertex AI", False),
     ("vertex-ai-default-model", "text", "", _NO_CLOUD, "SageMaker and Vertex AI", False),
-    ("allow-gpu-metrics", "boolean", "true", "GPUs are not measured", "Metrics", False),
-    (
-        "metrics-interval-ms",
-        "integer",
-        "2000",
-        "everything is measured when it is asked for",
-        "Metrics",
-        False,
-    ),
-    ("metrics-config", "text", "", "latencies are counters, as by default", "Metrics", True),
-    ("cache-config", "text", "", _NO_CACHE, "Response cache", True),
-    ("cache-directory", "text", "", _NO_CACHE, "Response cache", False),
-    ("response-cache-byte-size", "integer", "0", _NO_CACHE, "Response cache", False),
-    ("pinned-memory-pool-byte-size", "integer", "268435456", _NO_POOL, "Memory and devices", False),
+    ("cache-directory", "text", "", "caches are Python packages", "Response cache", False),
     ("cuda-memory-pool-byte-size", "text", "", _NO_POOL, "Memory and devices", True),
     ("cuda-virtual-address-size", "text", "", _NO_POOL, "Memory and devices", True),
     (

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cantata.runtime.execution.rate_limiter import RateLimitMode, ResourceCount
+from cantata.runtime.observe.metrics_options import LatencyOptions
 from cantata.runtime.observe.trace_settings import TraceSettings
 from cantata.runtime.repository.control import ModelControlMode
 
@@ -15,7 +16,8 @@ from cantata.runtime.repository.control import ModelControlMode
 class ServerOptions:
     """Named as tritonserver's flags (reference, section 8).
 
-    `backend_config` maps a backend's name to its settings; those under "" are for every backend.
+    `backend_config` maps a backend's name to its settings; those under "" are for every backend. `cache_config` maps
+    the name of the response cache to its settings; without one nothing is cached.
     """
 
     model_repository: tuple[Path, ...]
@@ -31,8 +33,10 @@ class ServerOptions:
     exit_timeout_secs: float = 30.0
     allow_client_shm: bool = False
     trace: TraceSettings = field(default_factory=TraceSettings)
+    latencies: LatencyOptions = field(default_factory=LatencyOptions)
     rate_limit: RateLimitMode = RateLimitMode.OFF
     rate_limit_resource: tuple[ResourceCount, ...] = ()
     # How many bytes of requests may wait or run at a time; 0 for no limit.
     max_queue_bytes: int = 0
     backend_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    cache_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from cantata.runtime.caching.settings import check_cache_config, parse_cache_config
 from cantata.runtime.execution.rate_limiter import RateLimitMode, ResourceCount
 from cantata.runtime.flags import SERVE_FLAGS, FlagError, FlagKind, FlagValues, truth
 from cantata.runtime.frontends.api_keys import ApiKeys, parse_api_keys
@@ -16,6 +17,7 @@ from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.restricted_api import RestrictedApi, parse_restricted_apis
 from cantata.runtime.frontends.tls import TlsFiles
 from cantata.runtime.observe.logs import LogSettings
+from cantata.runtime.observe.metrics_options import LatencyOptions, MetricsOptions, parse_latency_options
 from cantata.runtime.observe.trace_settings import TraceSettings, parse_trace_config
 from cantata.runtime.options import ServerOptions
 from cantata.runtime.repository.control import ModelControlMode
@@ -78,7 +80,8 @@ def serve_options(values: FlagValues, positional: list[str]) -> ServeOptions:
             f"--{flag.name} has no effect: {flag.meaning}"
             for flag in SERVE_FLAGS
             if flag.is_inert and flags.all(flag.name)
-        ),
+        )
+        + _latency_options(flags)[1],
         server=_server_options(flags),
         http=_http_options(flags),
         grpc=_grpc_options(flags) if flags.truth("allow-grpc") else None,
@@ -115,12 +118,56 @@ def _server_options(flags: _Flags) -> ServerOptions:
         model_load_thread_count=thread_count,
         exit_timeout_secs=float(flags.text("exit-timeout-secs")),
         trace=_trace_settings(flags),
+        latencies=_latency_options(flags)[0],
         allow_client_shm=flags.truth("allow-client-shm"),
         max_queue_bytes=flags.size("max-queue-bytes"),
         rate_limit=RateLimitMode(flags.text("rate-limit")),
         rate_limit_resource=tuple(map(_resource_count, flags.all("rate-limit-resource"))),
         backend_config=_backend_config(flags.all("backend-config")),
+        cache_config=_cache_config(flags),
     )
+
+
+def _latency_options(flags: _Flags) -> tuple[LatencyOptions, tuple[str, ...]]:
+    """What `--metrics-config` says, with warnings for what means nothing."""
+    try:
+        return parse_latency_options(flags.all("metrics-config"))
+    except ValueError as error:
+        raise FlagError(f"--metrics-config {error}") from None
+
+
+def _metrics_options(flags: _Flags) -> MetricsOptions:
+    interval_ms = flags.integer("metrics-interval-ms")
+    if interval_ms < 0:
+        raise FlagError(f"--metrics-interval-ms expects a number of milliseconds, got '{interval_ms}'")
+    return MetricsOptions(
+        latencies=_latency_options(flags)[0],
+        allow_cpu=flags.truth("allow-cpu-metrics"),
+        allow_gpu=flags.truth("allow-gpu-metrics"),
+        interval_ms=interval_ms,
+        pinned_memory_pool_bytes=flags.size("pinned-memory-pool-byte-size"),
+    )
+
+
+def _cache_config(flags: _Flags) -> dict[str, dict[str, str]]:
+    """What `--cache-config` says, or the older flag for a cache in memory."""
+    older, values = flags.all("response-cache-byte-size"), flags.all("cache-config")
+    if older and values:
+        raise FlagError(
+            "Error: Incompatible flags --response-cache-byte-size and --cache-config both provided. Please provide one "
+            "or the other."
+        )
+    size = flags.integer("response-cache-byte-size")
+    if size < 0:
+        raise FlagError(f"--response-cache-byte-size expects a number of bytes, got '{size}'")
+    if size:
+        return {"local": {"size": str(size)}}
+    try:
+        config = parse_cache_config(values)
+        check_cache_config(config)
+    except ValueError as error:
+        raise FlagError(f"--cache-config: {error}") from None
+    return config
 
 
 def _trace_settings(flags: _Flags) -> TraceSettings:
@@ -210,7 +257,7 @@ def _http_options(flags: _Flags) -> HttpOptions | None:
         max_input_size=flags.integer("http-max-input-size"),
         header_forward_pattern=_header_pattern(flags, "http-header-forward-pattern"),
         restricted_apis=_restricted_apis(flags, "http-restricted-api"),
-        allow_cpu_metrics=flags.truth("allow-cpu-metrics"),
+        metrics=_metrics_options(flags),
         limits=_client_limits(flags),
         tls=_http_tls(flags),
         metrics_use_ssl=flags.truth("metrics-use-ssl"),
@@ -249,9 +296,7 @@ def _tls_files(flags: _Flags, protocol: str, is_mutual: bool) -> TlsFiles:
         is_mutual,
     )
     if not files.server_cert or not files.server_key:
-        raise FlagError(
-            f"--{protocol}-use-ssl needs --{protocol}-server-cert and --{protocol}-server-key"
-        )
+        raise FlagError(f"--{protocol}-use-ssl needs --{protocol}-server-cert and --{protocol}-server-key")
     if is_mutual and not files.root_cert:
         raise FlagError(f"--{protocol}-use-ssl-mutual needs --{protocol}-root-cert")
     return files

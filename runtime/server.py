@@ -11,21 +11,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cantata.runtime.admission import Admission, ByteLease, tensor_bytes
+from cantata.runtime.caching.settings import create_cache
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, internal_error, invalid_argument, unavailable
 from cantata.runtime.execution.limited_dispatch import LimitedDispatch
 from cantata.runtime.execution.rate_limiter import RateLimitMode
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.observe.custom_metrics import CustomMetrics
-from cantata.runtime.observe.snapshots import ModelFigures, ModelStatistics
+from cantata.runtime.observe.snapshots import CacheFigures, ModelFigures, ModelStatistics
 from cantata.runtime.observe.trace import Tracer
 from cantata.runtime.options import ServerOptions
 from cantata.runtime.repository.control import ModelControlMode, Poller
 from cantata.runtime.repository.loader import ModelLoader
+from cantata.runtime.repository.model_caching import ModelCaching
 from cantata.runtime.repository.model_version import ModelVersion
 from cantata.runtime.repository.registry import FailedVersion, ModelIndexEntry, Registry
 from cantata.runtime.repository.repository import ModelRepository
 from cantata.runtime.request import InferenceRequest
+from cantata.runtime.scheduling.caching_scheduler import CachingScheduler
 from cantata.runtime.scheduling.timer import Timer
 from cantata.runtime.shared_memory import SharedMemory
 from cantata.runtime.version import VERSION
@@ -72,6 +75,7 @@ class Server:
         self.custom_metrics = CustomMetrics()
         self._timer = Timer()
         self._registry = Registry()
+        self._caching = self._response_caching()
         self._loader = ModelLoader(
             options.backend_config,
             _Services(self),
@@ -79,6 +83,8 @@ class Server:
             self._timer,
             self._limits(),
             self.admission,
+            self._caching,
+            options.latencies,
         )
         self._repository = ModelRepository(
             options.model_repository,
@@ -100,6 +106,13 @@ class Server:
             return None
         return LimitedDispatch(self.workers, self.options.rate_limit_resource)
 
+    def _response_caching(self) -> ModelCaching | None:
+        try:
+            cache = create_cache(self.options.cache_config)
+        except ValueError as error:
+            raise invalid_argument(str(error)) from None
+        return None if cache is None else ModelCaching(cache, self.workers, self._timer)
+
     def start(self) -> None:
         """Load every model, and serve.
 
@@ -108,6 +121,8 @@ class Server:
         """
         try:
             self.tracer.start()
+            if self._caching is not None:
+                self._caching.start()
             self._repository.load_startup_models(self.options.load_model)
         except InferenceError:
             self.close()
@@ -142,6 +157,8 @@ class Server:
         if not all_ended:
             _log.error("Exit timeout expired. Exiting immediately.")
         self._timer.close()
+        if self._caching is not None:
+            self._caching.close()
         self.tracer.close()
         if all_ended:
             self.workers.close()
@@ -286,6 +303,7 @@ class Server:
 
     def model_figures(self) -> list[ModelFigures]:
         """What the metrics show of each READY version."""
+        now_ns = monotonic_ns()
         return [
             ModelFigures(
                 name=loaded.name,
@@ -296,11 +314,19 @@ class Server:
                 pending=loaded.scheduler.pending(),
                 load_seconds=loaded.load_seconds,
                 processes=loaded.process_figures(),
+                steps=loaded.step_figures(),
+                histogram=None if loaded.latencies is None else loaded.latencies.histogram(),
+                summaries={} if loaded.latencies is None else loaded.latencies.summaries(now_ns),
                 byte_budget=None if loaded.byte_budget is None else loaded.byte_budget.figures,
+                is_cached=isinstance(loaded.scheduler, CachingScheduler),
             )
             for loaded in self._registry.all_versions()
             if loaded.is_ready
         ]
+
+    def cache_figures(self) -> CacheFigures | None:
+        """The figures of the response cache; None without one, or where other servers use it too."""
+        return None if self._caching is None else self._caching.figures()
 
 
 class _Services:

@@ -131,7 +131,7 @@ class ProcessRequests:
         key = traced_key(encoded)
         outer = None if key is None else self._exchange.sent.get(key)
         if outer is not None and outer.trace is not None:
-            request.trace = outer.trace.child(is_step=False)
+            request.trace = outer.trace.child()
 
 
 def _log(name: str, level: int, text: str, path: str, line: int) -> None:

@@ -146,7 +146,7 @@ class RemoteTrace:
         self.key = key
         self._carrier = carrier
 
-    def child(self, *, is_step: bool) -> RemoteTrace:
+    def child(self, *, step: int | None = None) -> RemoteTrace:
         """The server makes it: it is told of whose trace a call is part."""
         return self
 

@@ -146,6 +146,14 @@ class ProcessHostedModel(Protocol):
         """The figures of all instances together."""
 
 
+@runtime_checkable
+class HostingBackend(Protocol):
+    """What a backend is besides where the number of a model's instances decides what they are."""
+
+    def hosts_alike(self, files: ModelFiles, one: ModelConfig, other: ModelConfig) -> bool:
+        """Whether what was loaded for `one` can make the instances of `other`, which differs in its groups only."""
+
+
 class Backend(Protocol):
     """One backend, made once for each server by its module's `create_backend(settings, services)`."""
 

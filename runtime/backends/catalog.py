@@ -22,12 +22,16 @@ CreateBackend = Callable[[BackendSettings, ServerServices], Backend]
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """One backend. `package` is what its module imports and `extra` installs; empty where it needs none."""
+    """One backend. `package` is what its module imports and `extra` installs; empty where it needs none.
+
+    The models of one that `runs_user_code` may look at more of a request than its tensors, and call other models.
+    """
 
     name: str
     module: str
     package: str = ""
     extra: str = ""
+    runs_user_code: bool = False
 
 
 class BackendFiles(NamedTuple):
@@ -43,7 +47,7 @@ _ENTRIES: Final = {
     for entry in (
         BackendEntry("onnxruntime", "cantata.runtime.backends.onnx_backend", "onnxruntime", "onnx"),
         BackendEntry("pytorch", "cantata.runtime.backends.torch_backend", "torch", "torch"),
-        BackendEntry("python", "cantata.bls.python_backend"),
+        BackendEntry("python", "cantata.bls.python_backend", runs_user_code=True),
     )
 }
 
@@ -69,6 +73,11 @@ _BY_FILE: Final = (
 def backend_names() -> tuple[str, ...]:
     """The names that a configuration's `backend` may have."""
     return tuple(_ENTRIES)
+
+
+def sees_tensors_only(backend: str) -> bool:
+    """Whether a backend's models are told nothing of a request but its tensors, and call no other models."""
+    return not _entry(backend).runs_user_code
 
 
 def open_backend(name: str, settings: BackendSettings, services: ServerServices) -> Backend:

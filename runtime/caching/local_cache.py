@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, defaultdict
 
-from cantata.runtime.caching.response_cache import CachedResponse, CacheFigures
+from cantata.runtime.caching.response_cache import CachedResponse
+from cantata.runtime.observe.snapshots import CacheFigures
 
 
 class LocalCache:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from cantata.runtime.caching.entry_codec import decode_entry, encode_entry
-from cantata.runtime.caching.response_cache import CachedResponse, CacheFigures
+from cantata.runtime.caching.response_cache import CachedResponse
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import unavailable
+from cantata.runtime.observe.snapshots import CacheFigures
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -75,9 +76,7 @@ class RedisCache:
 
     def insert(self, key: bytes, owner: object, response: CachedResponse) -> None:
         seconds = int(self._settings["ttl"]) or None
-        self._ask(
-            lambda client: client.set(_PREFIX + key.hex().encode(), encode_entry(response), ex=seconds)
-        )
+        self._ask(lambda client: client.set(_PREFIX + key.hex().encode(), encode_entry(response), ex=seconds))
 
     def forget(self, owner: object) -> None:
         """Entries of a load are never asked for again: Redis drops them in its own time."""
@@ -139,9 +138,8 @@ def _pool(settings: Mapping[str, str]) -> Any:
         "username": settings.get("user") or os.environ.get("TRITONCACHE_REDIS_USERNAME"),
         "password": settings.get("password") or os.environ.get("TRITONCACHE_REDIS_PASSWORD"),
     }
+    pool_class: Any = redis.BlockingConnectionPool
     if "url" in settings:
         named = {name: value for name, value in options.items() if value is not None}
-        return redis.BlockingConnectionPool.from_url(settings["url"], **named)
-    return redis.BlockingConnectionPool(
-        host=settings["host"], port=int(settings["port"]), db=int(settings["db"]), **options
-    )
+        return pool_class.from_url(settings["url"], **named)
+    return pool_class(host=settings["host"], port=int(settings["port"]), db=int(settings["db"]), **options)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from cantata.runtime.datatypes import DataType
+from cantata.runtime.observe.snapshots import CacheFigures
+from cantata.runtime.observe.timeline import without_timeline
 from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.tensor import Tensor
 
@@ -54,18 +55,11 @@ class CachedResponse:
 
 def kept_copy(response: InferenceResponse) -> CachedResponse:
     """A successful response to be kept: copied, since its memory may be a batch's, a model's or a client's."""
-    parameters = None if response.parameters is None else dict(response.parameters)
+    parameters = without_timeline(response.parameters)
+    if parameters is not None:
+        parameters = dict(parameters)
     outputs = {name: _copied(tensor) for name, tensor in response.outputs.items()}
     return CachedResponse(response.model_name, response.model_version, outputs, parameters)
-
-
-@dataclass(frozen=True, slots=True)
-class CacheFigures:
-    """What the metrics show of a cache as a whole. `utilization` is 0 to 1, and 0 where the size is not ours to know."""
-
-    entries: int = 0
-    evictions: int = 0
-    utilization: float = 0.0
 
 
 class ResponseCache(Protocol):

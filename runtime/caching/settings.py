@@ -45,9 +45,7 @@ def parse_cache_config(values: Sequence[str]) -> dict[str, dict[str, str]]:
                 f"No cache specified. --cache-config option format is <cache name>,<setting>=<value>. Got {value}"
             )
         if not setting or not equals:
-            raise ValueError(
-                f"--cache-config option format is '<cache name>,<setting>=<value>'. Got {value}"
-            )
+            raise ValueError(f"--cache-config option format is '<cache name>,<setting>=<value>'. Got {value}")
         config.setdefault(name, {})[setting] = setting_value
     return config
 
@@ -55,7 +53,9 @@ def parse_cache_config(values: Sequence[str]) -> dict[str, dict[str, str]]:
 def check_cache_config(config: CacheConfig) -> None:
     """Raise ValueError where `config` is not that of one cache there is."""
     if len(config) > 1:
-        raise ValueError("found multiple cache configurations, but only a single cache is currently supported")
+        raise ValueError(
+            "found multiple cache configurations, but only a single cache is currently supported"
+        )
     for name, settings in config.items():
         options = _OPTIONS.get(name)
         if options is None:
@@ -72,7 +72,7 @@ def check_cache_config(config: CacheConfig) -> None:
 
 
 def create_cache(config: CacheConfig) -> ResponseCache | None:
-    """The cache that `config` asks for, not started yet; None without any. Raises ValueError as `check_cache_config`."""
+    """The cache that `config` asks for, not started; None without any. Raises ValueError as `check_cache_config`."""
     check_cache_config(config)
     for name, settings in config.items():
         if name == "local":

@@ -83,7 +83,10 @@ class Execution:
         """How long the batch took in its three parts, if it ends at `end_ns`."""
         output_start_ns = self.output_start_ns or end_ns
         return ComputeTimes(
-            self.input_end_ns - self.start_ns, output_start_ns - self.input_end_ns, end_ns - output_start_ns
+            self.input_end_ns - self.start_ns,
+            output_start_ns - self.input_end_ns,
+            end_ns - output_start_ns,
+            batch_size=self.batch_size,
         )
 
     def fail_unanswered(self, error: InferenceError) -> None:

@@ -9,9 +9,8 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from cantata.grammars.model_config import ModelConfig, ModelRateLimiter
-from cantata.runtime.backends.backend import BackendInstance
-from cantata.runtime.execution.devices import place_by_group
+from cantata.grammars.model_config import ModelInstanceGroup, ModelRateLimiter
+from cantata.runtime.backends.backend import BackendInstance, InstancePlacement
 from cantata.runtime.execution.rate_limiter import GLOBAL, InstanceLimit, RateLimiter, ResourceCount
 from cantata.runtime.execution.worker_pool import Dispatcher, Work
 
@@ -58,10 +57,14 @@ class LimitedDispatch:
         self._lock = threading.Lock()
         self._limiter: RateLimiter[LimitedWork] = RateLimiter(counts)
 
-    def add(self, config: ModelConfig, instances: Sequence[BackendInstance]) -> None:
-        """Take a model's instances, in the order of its placements; raises InferenceError when they could never run."""
+    def add(self, instances: Sequence[tuple[ModelInstanceGroup, InstancePlacement, BackendInstance]]) -> None:
+        """Take instances of a model, each with its group and its place.
+
+        Raises InferenceError, and takes none, when they could never run.
+        """
+        members = [(instance, instance_limit(group, placement)) for group, placement, instance in instances]
         with self._lock:
-            self._limiter.add(list(zip(instances, instance_limits(config), strict=True)))
+            self._limiter.add(members)
 
     def remove(self, instances: Sequence[BackendInstance]) -> None:
         """Forget instances that were added, and run no more."""
@@ -89,17 +92,11 @@ class LimitedDispatch:
             self._workers.dispatch(work)
 
 
-def instance_limits(config: ModelConfig) -> list[InstanceLimit]:
-    """What each instance needs, in the order of `place_instances`."""
-    return [
-        _instance_limit(group.rate_limiter or ModelRateLimiter(), placement.device_id)
-        for group, placement in place_by_group(config)
-    ]
-
-
-def _instance_limit(limiter: ModelRateLimiter, device_id: int) -> InstanceLimit:
+def instance_limit(group: ModelInstanceGroup, placement: InstancePlacement) -> InstanceLimit:
+    """What an instance of that group needs at that place."""
+    limiter = group.rate_limiter or ModelRateLimiter()
     needs: dict[tuple[str, int], int] = {}
     for resource in limiter.resources:
-        key = (resource.name, GLOBAL if resource.global_ else device_id)
+        key = (resource.name, GLOBAL if resource.global_ else placement.device_id)
         needs[key] = needs.get(key, 0) + resource.count
     return InstanceLimit(needs, max(limiter.priority, 1))

@@ -1,7 +1,7 @@
 """Counting what a response cache did for one model version, beside the figures of the model itself.
 
-As the other counters it has no lock: its owner, a caching scheduler, updates and reads it under its own. What each field
-means is said in the reference, section 9.
+As the other counters it has no lock: its owner, a caching scheduler, updates and reads it under its own. What each
+field means is said in the reference, section 9.
 """
 
 from __future__ import annotations

@@ -12,12 +12,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from cantata.grammars.model_config import ModelConfig
 from cantata.runtime.observe.metrics_options import LatencyOptions
+
+if TYPE_CHECKING:
+    # A model's own process needs the counting, but no configuration.
+    from cantata.grammars.model_config import ModelConfig
 
 FIRST_RESPONSE_HISTOGRAM: Final = "nv_inference_first_response_histogram_ms"
 _DEFAULT_BOUNDS_MS: Final = (100.0, 500.0, 2000.0, 5000.0)

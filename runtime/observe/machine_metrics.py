@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.observe.metrics_options import MetricsOptions
 
 _log = logging.getLogger("cantata.metrics")
 
@@ -45,7 +46,9 @@ class GpuReading:
 class Measured(Generic[T]):
     """What `measure` returned last, measured anew when that is older than `interval_ms`. For one thread at a time."""
 
-    def __init__(self, measure: Callable[[], T], interval_ms: int, clock: Callable[[], int] = monotonic_ns) -> None:
+    def __init__(
+        self, measure: Callable[[], T], interval_ms: int, clock: Callable[[], int] = monotonic_ns
+    ) -> None:
         self._measure = measure
         self._interval_ns = interval_ms * 1_000_000
         self._clock = clock
@@ -101,9 +104,7 @@ class GpuFigures:
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
-        self._devices = [
-            nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())
-        ]
+        self._devices = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         self._uuids = [_text(nvml.nvmlDeviceGetUUID(device)) for device in self._devices]
         self._first_energy = [self._energy_mj(device) for device in self._devices]
 
@@ -121,11 +122,6 @@ class GpuFigures:
             _log.info("there are no metrics of GPUs: %s", error)
             return None
         return found if found._devices else None
-
-    @property
-    def uuids(self) -> list[str]:
-        """By the GPU's number."""
-        return list(self._uuids)
 
     def read(self) -> list[GpuReading]:
         """The figures now, one for each GPU."""
@@ -158,6 +154,26 @@ class GpuFigures:
             return ask()
         except self._nvml.NVMLError:
             return None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFigures:
+    """What is told of the machine: None stands for what is not."""
+
+    cpu: Measured[CpuReading] | None
+    gpus: Measured[list[GpuReading]] | None
+    pinned_memory_pool_bytes: int
+
+    @staticmethod
+    def opened(options: MetricsOptions) -> MachineFigures:
+        """What the options allow, as far as it is there."""
+        cpu = CpuFigures.available() if options.allow_cpu else None
+        gpus = GpuFigures.available() if options.allow_gpu else None
+        return MachineFigures(
+            None if cpu is None else Measured(cpu.read, options.interval_ms),
+            None if gpus is None else Measured(gpus.read, options.interval_ms),
+            options.pinned_memory_pool_bytes,
+        )
 
 
 def _text(value: str | bytes) -> str:

@@ -1,4 +1,4 @@
-"""Traced requests as OpenTelemetry spans, sent to a collector over OTLP/HTTP; the one user of the opentelemetry packages.
+"""Traced requests as OpenTelemetry spans, sent over OTLP/HTTP; the one user of the opentelemetry packages.
 
 Owns what a span says (reference, section 10) and the exporter. Spans wait in a bounded queue for a thread of the
 SDK's: a collector that is slow or away costs no request anything but its spans.

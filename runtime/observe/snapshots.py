@@ -5,7 +5,11 @@ Owns no counting: `observe/statistics.py` makes these, the front-ends encode the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cantata.runtime.observe.latencies import HistogramFigures, SummaryFigures
+from cantata.runtime.observe.phases import StepFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +95,22 @@ class ByteFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheFigures:
+    """A response cache as a whole. `utilization` is the used part of it, 0 to 1."""
+
+    entries: int = 0
+    evictions: int = 0
+    utilization: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFigures:
     """One model version as its metrics show it: the statistics, and what the protocol's statistics do not hold.
 
     `failures` counts failed requests by reason (REJECTED, CANCELED, BACKEND, OTHER); a reason left out is 0.
     `pending` is the number of requests that wait for an instance now. `load_seconds` is how long the last load
     took. `metric_tags` are the configuration's, without the underscore that their labels get. `processes` is None
-    for a model whose instances are no processes, `byte_budget` for one without.
+    for a model whose instances are no processes, `byte_budget` for one without. `is_cached`: its answers are kept.
     """
 
     name: str
@@ -108,4 +121,9 @@ class ModelFigures:
     pending: int
     load_seconds: float
     processes: ProcessFigures | None = None
+    # Of an ensemble; and what is told of latencies where it is wanted, the summaries by what they are of.
+    steps: tuple[StepFigures, ...] = ()
+    histogram: HistogramFigures | None = None
+    summaries: Mapping[str, SummaryFigures] = field(default_factory=dict)
     byte_budget: ByteFigures | None = None
+    is_cached: bool = False

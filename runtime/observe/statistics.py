@@ -36,12 +36,16 @@ _MOST_RESPONSES = 8192
 class ComputeTimes:
     """How long one execution took, in its three parts; of an ensemble, the sums over its steps.
 
-    `path` is where an ensemble's whole time went, by phase; None for other models.
+    `path` is where an ensemble's whole time went, by phase; None for other models. `batch_size` is 0 where there was
+    no batch of its own.
     """
 
-    __slots__ = ("infer_ns", "input_ns", "output_ns", "path")
+    __slots__ = ("batch_size", "infer_ns", "input_ns", "output_ns", "path")
 
-    def __init__(self, input_ns: int, infer_ns: int, output_ns: int, path: Phases | None = None) -> None:
+    def __init__(
+        self, input_ns: int, infer_ns: int, output_ns: int, *, batch_size: int = 0, path: Phases | None = None
+    ) -> None:
+        self.batch_size = batch_size
         self.input_ns = input_ns
         self.infer_ns = infer_ns
         self.output_ns = output_ns

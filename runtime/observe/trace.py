@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.observe.otel import SpanExport, SpanSink, new_span_id, open_export
-from cantata.runtime.observe.timeline import TIMELINE, Timeline
+from cantata.runtime.observe.timeline import TIMELINE, Timeline, without_timeline
 from cantata.runtime.observe.trace_context import context_of_headers
 from cantata.runtime.observe.trace_events import identity_event, moment_events, tensor_event
 from cantata.runtime.observe.trace_file import Event, TraceFiles
@@ -50,7 +50,7 @@ class TraceSink(Protocol):
 class Trace(Protocol):
     """What a request knows of its being traced. The calls come one at a time."""
 
-    def child(self, *, is_step: bool) -> Trace:
+    def child(self, *, step: int | None = None) -> Trace:
         """The trace of a request that this one leads to: a step of an ensemble, or a call that a model makes."""
 
     def answered(self, request: InferenceRequest, response: InferenceResponse | None, final: bool) -> None:
@@ -103,10 +103,13 @@ class Tracer:
                 self.is_on = self._choice.is_any_active
             return self._choice.settings(model_name)
 
-    def begin(self, request: InferenceRequest, stages: tuple[str, str], headers: Headers = ()) -> None:
+    def begin(
+        self, request: InferenceRequest, stages: tuple[str, str] | None, headers: Headers = ()
+    ) -> None:
         """Trace a request that a front-end is about to submit, if it is one of those that are chosen, or asks for it.
 
-        To be called where `is_on`, or where the request has parameters. `headers` may say what trace it is part of.
+        To be called where `is_on`, or where the request has parameters. A request without a front-end has no `stages`.
+        `headers` may say what trace it is part of.
         """
         sinks: list[TraceSink] = []
         timeline: Timeline | None = None
@@ -114,6 +117,7 @@ class Tracer:
         if self.is_on:
             settings = self._choose(request, headers, sinks)
         if request.parameters is not None and request.parameters.get(TIMELINE) is True:
+            request.parameters = without_timeline(request.parameters)
             timeline = Timeline()
             sinks.append(timeline)
         if sinks:
@@ -163,6 +167,7 @@ class RequestTrace:
         "settings",
         "span_id",
         "stages",
+        "step",
     )
 
     def __init__(
@@ -184,6 +189,8 @@ class RequestTrace:
         self.stages = stages
         self.parent = parent
         self.is_ensemble = False
+        # Which step of its parent it is; None for a call, and where there is no parent.
+        self.step: int | None = None
         self.begun_ns = now_ns
         self.answered_ns = 0
         self.ended_ns = 0
@@ -191,9 +198,11 @@ class RequestTrace:
         # What it answered, where that is traced: the tensors may be gone when the trace is put together.
         self.output_events: list[Event] = []
 
-    def child(self, *, is_step: bool) -> RequestTrace:
-        self.is_ensemble |= is_step
-        return RequestTrace(self._ids, self.settings, None, monotonic_ns(), self._sinks, None, self)
+    def child(self, *, step: int | None = None) -> RequestTrace:
+        self.is_ensemble |= step is not None
+        made = RequestTrace(self._ids, self.settings, None, monotonic_ns(), self._sinks, None, self)
+        made.step = step
+        return made
 
     def answered(self, request: InferenceRequest, response: InferenceResponse | None, final: bool) -> None:
         if response is not None:
@@ -202,6 +211,9 @@ class RequestTrace:
                 for name, tensor in response.outputs.items():
                     self.output_events.append(tensor_event(self, "TENSOR_BACKEND_OUTPUT", name, tensor))
         if not final:
+            if self._timeline is not None and response is not None and response.error is None:
+                self.answered_ns = monotonic_ns()
+                self._timeline.answered(self, request, response)
             return
         self.answered_ns = monotonic_ns()
         if self.parent is not None:

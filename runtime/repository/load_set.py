@@ -1,21 +1,25 @@
 """Models that are loaded together, beside those that serve: nothing of them is seen until all are there.
 
-Owns the order of loading within the set, and what an ensemble of the set finds: a model of the set, else one that
-serves. Puts nothing into the registry.
+Owns the order of loading within the set, what an ensemble of the set finds (a model of the set, else one that serves),
+and what is to change in versions that serve on. Puts nothing into the registry.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
 
 from cantata.dag.checks import check_cycles
 from cantata.dag.composition import ComposingModel, MissingModel
+from cantata.grammars.model_config import ModelConfig
 from cantata.grammars.problems import Problem
 from cantata.runtime.errors import InferenceError, internal_error
 from cantata.runtime.repository.completion import PreparedModel
+from cantata.runtime.repository.hosted_instances import InstanceChange
 from cantata.runtime.repository.load_order import load_order
 from cantata.runtime.repository.loader import ModelLoader
 from cantata.runtime.repository.model_version import ModelState, ModelVersion
@@ -24,28 +28,53 @@ from cantata.runtime.repository.registry import FailedVersion, ModelEntry, Regis
 _log = logging.getLogger("cantata.repository")
 
 # Fields that are read and validated, and that nothing acts on (docs/configuration.md lists what does what).
-_WITHOUT_EFFECT = ("model_warmup", "response_cache", "model_metrics", "model_repository_agents")
+_WITHOUT_EFFECT = ("model_repository_agents",)
+
+
+# Versions that serve already, by number.
+Serving = Mapping[int, ModelVersion]
+_NONE: Final[Serving] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What becomes of a version that serves on."""
+
+    version: ModelVersion
+    config: ModelConfig
+    instances: InstanceChange | None
 
 
 class LoadSet:
-    """One set. `load` is called once; afterwards `entries` holds what came of each model, by name."""
+    """One set. After `load`, `entries` holds what came of each model, by name: new versions, and some that serve on."""
 
     def __init__(self, loader: ModelLoader, registry: Registry, thread_count: int) -> None:
         self._loader = loader
         self._registry = registry
         self._thread_count = thread_count
         self.entries: dict[str, ModelEntry] = {}
+        self._changes: dict[str, list[_Change]] = {}
 
-    def load(self, models: Iterable[PreparedModel], unavailable: Iterable[str] = ()) -> None:
-        """Load every version of `models`; to its ensembles, the models called `unavailable` are not there."""
+    def load(
+        self,
+        models: Iterable[PreparedModel],
+        unavailable: Iterable[str] = (),
+        kept: Mapping[str, Serving] | None = None,
+    ) -> None:
+        """Load every version of `models`; to its ensembles, the models called `unavailable` are not there.
+
+        Of those that are `kept`, versions serve on where they can; of an ensemble, while its steps' models do.
+        """
+        kept = kept or {}
         prepared = {model.directory.name: model for model in models}
         self.entries.update((name, ModelEntry()) for name in unavailable)
         plain = [model for model in prepared.values() if not model.is_ensemble]
         if len(plain) > 1:
             with ThreadPoolExecutor(self._thread_count, "cantata-load") as executor:
-                loaded = list(executor.map(self._load_model, plain))
+                serving = [kept.get(model.directory.name, _NONE) for model in plain]
+                loaded = list(executor.map(self._load_model, plain, serving))
         else:
-            loaded = [self._load_model(model) for model in plain]
+            loaded = [self._load_model(model, kept.get(model.directory.name, _NONE)) for model in plain]
         self.entries.update((model.directory.name, entry) for model, entry in zip(plain, loaded, strict=True))
         ensembles = {name: model for name, model in prepared.items() if model.is_ensemble}
         circles = _circular(ensembles)
@@ -53,17 +82,36 @@ class LoadSet:
             ensemble = ensembles[name]
             if name in circles:
                 ensemble = dataclasses.replace(ensemble, problems=tuple(circles[name]))
-            self.entries[name] = self._load_model(ensemble)
+            self.entries[name] = self._load_model(ensemble, kept.get(name, _NONE))
 
-    def withdraw(self, name: str) -> ModelEntry:
-        """Take a model out of the set again, so that its ensembles find what serves."""
-        return self.entries.pop(name)
+    def withdraw(self, name: str) -> list[ModelVersion]:
+        """Take a model out of the set again, so that its ensembles find what serves; returns its new versions."""
+        new = self._new_versions(name)
+        del self.entries[name]
+        for change in self._changes.pop(name, ()):
+            if change.instances is not None and change.version.instances is not None:
+                change.version.instances.discard(change.instances)
+        return new
 
-    def versions(self) -> list[ModelVersion]:
+    def new_versions(self) -> list[ModelVersion]:
         """What was loaded."""
-        return [version for entry in self.entries.values() for version in entry.versions.values()]
+        return [version for name in self.entries for version in self._new_versions(name)]
 
-    def _load_model(self, model: PreparedModel) -> ModelEntry:
+    def change_kept(self) -> list[Callable[[], None]]:
+        """Carry out what changes in versions that serve on. What is returned ends, in its own time, what they lose."""
+        endings: list[Callable[[], None]] = []
+        for changes in self._changes.values():
+            for change in changes:
+                change.version.reconfigure(change.config)
+                if change.instances is not None and change.version.instances is not None:
+                    endings.append(change.version.instances.commit(change.instances))
+        return endings
+
+    def _new_versions(self, name: str) -> list[ModelVersion]:
+        kept = {change.version for change in self._changes.get(name, ())}
+        return [version for version in self.entries[name].versions.values() if version not in kept]
+
+    def _load_model(self, model: PreparedModel, kept: Serving) -> ModelEntry:
         name = model.directory.name
         failure = model.failure()
         if failure is not None:
@@ -79,7 +127,7 @@ class LoadSet:
         failed: list[FailedVersion] = []
         for version in model.versions:
             try:
-                loaded[version] = self._load_version(model, version)
+                loaded[version] = self._kept(model, kept.get(version)) or self._load_version(model, version)
             except InferenceError as error:
                 _log.error("model '%s' version %d failed to load: %s", name, version, error)
                 failed.append(FailedVersion(name, version, error.status_text()))
@@ -88,9 +136,37 @@ class LoadSet:
                 text = internal_error(f"{type(error).__name__}: {error}").status_text()
                 failed.append(FailedVersion(name, version, text))
         for ready in loaded.values():
+            if ready.is_ready:
+                continue
             ready.state = ModelState.READY
             _log.info("model '%s' version %d is ready after %.3f s", name, ready.version, ready.load_seconds)
         return ModelEntry(loaded, tuple(failed))
+
+    def _kept(self, model: PreparedModel, serving: ModelVersion | None) -> ModelVersion | None:
+        """`serving`, if it can serve on as the version of `model`; raises InferenceError where its instances cannot."""
+        if serving is None or (model.is_ensemble and not self._has_same_steps(model, serving)):
+            return None
+        change: InstanceChange | None = None
+        if serving.instances is not None and serving.config.instance_group != model.config.instance_group:
+            if not self._loader.can_change_instances(serving, model):
+                return None
+            change = serving.instances.prepare(model.config)
+        config = model.config
+        if model.is_ensemble:
+            # Whether it is decoupled was found out when it was loaded.
+            policy = serving.config.model_transaction_policy
+            config = config.model_copy(update={"model_transaction_policy": policy})
+        self._changes.setdefault(model.directory.name, []).append(_Change(serving, config, change))
+        return serving
+
+    def _has_same_steps(self, model: PreparedModel, serving: ModelVersion) -> bool:
+        ensemble = model.config.ensemble_scheduling
+        steps = () if ensemble is None else ensemble.step
+        try:
+            found = tuple(self._find(step.model_name, step.model_version) for step in steps)
+        except LookupError:
+            return False
+        return found == serving.depends_on
 
     def _load_version(self, model: PreparedModel, version: int) -> ModelVersion:
         if model.is_ensemble:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from cantata.dag.composition import FindModel, check_composition, is_decoupled_ensemble
@@ -18,20 +18,24 @@ from cantata.grammars.model_config import ModelTransactionPolicy
 from cantata.runtime.admission import Admission
 from cantata.runtime.backends.backend import (
     Backend,
-    BackendInstance,
     BackendSettings,
+    HostingBackend,
     LoadedModel,
-    SelfReportingInstance,
     ServerServices,
 )
 from cantata.runtime.backends.catalog import open_backend
 from cantata.runtime.errors import internal_error
-from cantata.runtime.execution.devices import place_instances
 from cantata.runtime.execution.limited_dispatch import LimitedDispatch
 from cantata.runtime.execution.worker_pool import Dispatcher, WorkerPool
 from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.observe.latencies import Latencies, latencies_of
+from cantata.runtime.observe.metrics_options import LatencyOptions
+from cantata.runtime.observe.statistics import StatisticsCounter
 from cantata.runtime.repository.completion import PreparedModel, problems_error
-from cantata.runtime.repository.model_version import ModelVersion
+from cantata.runtime.repository.hosted_instances import HostedInstances
+from cantata.runtime.repository.model_caching import ModelCaching
+from cantata.runtime.repository.model_version import ModelVersion, Scheduler
+from cantata.runtime.repository.warmup import warm_up
 from cantata.runtime.scheduling.batch_strategy import load_batch_strategy
 from cantata.runtime.scheduling.batcher import Batcher, SingleRequestQueue
 from cantata.runtime.scheduling.dynamic_batcher import DynamicBatcher
@@ -59,14 +63,21 @@ class ModelLoader:
         timer: Timer,
         limits: LimitedDispatch | None = None,
         admission: Admission | None = None,
+        caching: ModelCaching | None = None,
+        latencies: LatencyOptions | None = None,
     ) -> None:
-        """`limits` decides when instances run, where there are limits; `admission` has the budgets of the models."""
+        """`limits` decides when instances run, where there are limits; `admission` has the budgets of the models.
+
+        `caching` keeps answers, where the server has a cache. `latencies` says what is told of them beyond sums.
+        """
         self._backend_config = backend_config
         self._services = services
         self._workers = workers
         self._timer = timer
         self._limits = limits
         self._admission = Admission(0) if admission is None else admission
+        self._caching = caching
+        self._latencies = LatencyOptions() if latencies is None else latencies
         self._dispatcher: Dispatcher = workers if limits is None else limits
         self._lock = threading.Lock()
         self._backends: dict[str, Backend] = {}
@@ -88,43 +99,68 @@ class ModelLoader:
         backend = self.backend(config.backend)
         files = prepared.files(version)
         model = backend.load(files, config)
-        instances: list[BackendInstance] = []
-        try:
-            # What was made before one fails is in the list, to be closed.
-            instances.extend(model.create_instance(placement) for placement in place_instances(config))
-        except BaseException:
-            _close_all(instances, model)
-            raise
         spec = ModelSpec(config, version)
+        caching = self._caching_of(prepared, spec)
+        latencies = latencies_of(config, self._latencies, has_cache=caching is not None)
         try:
-            scheduler = self._scheduler(prepared, spec)
-            if self._limits is not None:
-                self._limits.add(config, instances)
+            scheduler = self._scheduler(prepared, spec, latencies, orders_itself=caching is None)
+            warm = partial(
+                warm_up, scheduler, spec=spec, config=config, model_directory=files.model_directory
+            )
+            instances = HostedInstances(model, scheduler, warm, self._limits)
+            instances.commit(instances.prepare(config))
         except BaseException:
-            _close_all(instances, model)
+            _close(model)
             raise
-        scheduler.add_instances(instances)
+        identity = self._load_identity(prepared, version)
+        serving: Scheduler = scheduler
+        if caching is not None:
+            serving = caching.before(scheduler, spec, prepared, identity)
         seconds = time.monotonic() - started
-        reporting = tuple(
-            instance
-            for instance in instances
-            if isinstance(instance, SelfReportingInstance) and instance.has_readiness_hook
-        )
         return ModelVersion(
             config,
             version,
             prepared.directory.path,
             spec,
-            scheduler,
+            serving,
             model,
             (),
             seconds,
-            reporting,
-            None if self._limits is None else partial(self._limits.remove, instances),
+            instances,
             byte_budget,
+            identity,
+            latencies,
         )
 
-    def _scheduler(self, prepared: PreparedModel, spec: ModelSpec) -> ModelScheduler | SequenceScheduler:
+    def can_change_instances(self, version: ModelVersion, prepared: PreparedModel) -> bool:
+        """Whether a version that serves can be given the instances of another configuration of its model."""
+        backend = self.backend(prepared.config.backend)
+        if not isinstance(backend, HostingBackend):
+            return True
+        return backend.hosts_alike(prepared.files(version.version), version.config, prepared.config)
+
+    def _caching_of(
+        self, prepared: PreparedModel, spec: ModelSpec, steps: Sequence[ModelVersion] = ()
+    ) -> ModelCaching | None:
+        """What keeps a model's answers, if they are kept."""
+        if self._caching is None:
+            asked = prepared.config.response_cache
+            if asked is not None and asked.enable:
+                _log.warning(
+                    "model '%s' asks for a response cache, but the server has none: see --cache-config",
+                    spec.model_name,
+                )
+            return None
+        return self._caching if self._caching.keeps(spec, prepared, steps) else None
+
+    def _load_identity(
+        self, prepared: PreparedModel, version: int, steps: Sequence[ModelVersion] = ()
+    ) -> bytes:
+        return b"" if self._caching is None else self._caching.load_identity(prepared, version, steps)
+
+    def _scheduler(
+        self, prepared: PreparedModel, spec: ModelSpec, latencies: Latencies | None, *, orders_itself: bool
+    ) -> ModelScheduler | SequenceScheduler:
         config = prepared.config
         if config.sequence_batching is None:
             batching = config.dynamic_batching
@@ -133,11 +169,13 @@ class ModelLoader:
                 _batcher(prepared, spec),
                 self._dispatcher,
                 self._timer,
-                preserves_order=batching is not None and batching.preserve_ordering,
+                preserves_order=orders_itself and batching is not None and batching.preserve_ordering,
+                statistics=StatisticsCounter(latencies),
             )
         inputs = SequenceInputs(config, prepared.directory.path)
         batcher = sequence_batcher(config.sequence_batching, spec, inputs.prepare)
-        return SequenceScheduler(spec, batcher, inputs, self._dispatcher, self._timer)
+        statistics = StatisticsCounter(latencies)
+        return SequenceScheduler(spec, batcher, inputs, self._dispatcher, self._timer, statistics=statistics)
 
     def load_ensemble(
         self, prepared: PreparedModel, version: int, find_composing: FindModel, find_version: FindVersion
@@ -160,7 +198,13 @@ class ModelLoader:
         steps = [find_version(step.model_name, step.model_version) for step in ensemble.step]
         plan = compile_plan(config, [step.config for step in steps])
         spec = ModelSpec(config, version)
-        scheduler = EnsembleScheduler(spec, plan, steps)
+        caching = self._caching_of(prepared, spec, steps)
+        latencies = latencies_of(config, self._latencies, has_cache=caching is not None)
+        ensemble_scheduler = EnsembleScheduler(spec, plan, steps, self._timer, StatisticsCounter(latencies))
+        scheduler: Scheduler = ensemble_scheduler
+        identity = self._load_identity(prepared, version, steps)
+        if caching is not None:
+            scheduler = caching.before(scheduler, spec, prepared, identity, steps)
         seconds = time.monotonic() - started
         return ModelVersion(
             config,
@@ -172,6 +216,9 @@ class ModelLoader:
             tuple(steps),
             seconds,
             byte_budget=self._admission.model_budget(config),
+            load_identity=identity,
+            latencies=latencies,
+            step_figures=ensemble_scheduler.step_figures,
         )
 
     def close(self) -> None:
@@ -199,12 +246,7 @@ def _batcher(prepared: PreparedModel, spec: ModelSpec) -> Batcher:
     )
 
 
-def _close_all(instances: list[BackendInstance], model: LoadedModel) -> None:
-    for instance in instances:
-        try:
-            instance.close()
-        except Exception:
-            _log.exception("an instance could not be closed")
+def _close(model: LoadedModel) -> None:
     try:
         model.close()
     except Exception:

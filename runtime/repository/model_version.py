@@ -16,7 +16,10 @@ from cantata.runtime.admission import ByteBudget, ByteLease, tensor_bytes
 from cantata.runtime.backends.backend import LoadedModel, ProcessHostedModel, SelfReportingInstance
 from cantata.runtime.errors import InferenceError
 from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.observe.latencies import Latencies
+from cantata.runtime.observe.phases import StepFigures
 from cantata.runtime.observe.snapshots import ModelStatistics, ProcessFigures
+from cantata.runtime.repository.hosted_instances import HostedInstances
 from cantata.runtime.request import InferenceRequest
 
 _log = logging.getLogger("cantata.repository")
@@ -48,11 +51,12 @@ class Scheduler(Protocol):
 
 
 class ModelVersion:
-    """A loaded model version. Everything but `state` and `reason` is fixed once it is made.
+    """A loaded model version. Everything but `state`, `reason` and, in part, `config` is fixed once it is made.
 
-    `model` is what the backend loaded, None for an ensemble. `depends_on` are the versions that an ensemble's steps
-    call: they are unloaded after it, so no request needs to hold them. `reporting` are the instances whose model says
-    by itself whether it is ready. `byte_budget` is what its requests may hold, None for as much as there is.
+    `model` is what the backend loaded and `instances` are what runs it, both None for an ensemble. `depends_on` are the
+    versions that an ensemble's steps call: they are unloaded after it, so no request needs to hold them. `byte_budget`
+    is what its requests may hold, None for as much as there is. `load_identity` tells this load's answers from others'
+    where answers are cached.
     """
 
     def __init__(
@@ -65,9 +69,11 @@ class ModelVersion:
         model: LoadedModel | None,
         depends_on: tuple[ModelVersion, ...],
         load_seconds: float,
-        reporting: tuple[SelfReportingInstance, ...] = (),
-        on_close: Callable[[], None] | None = None,
+        instances: HostedInstances | None = None,
         byte_budget: ByteBudget | None = None,
+        load_identity: bytes = b"",
+        latencies: Latencies | None = None,
+        step_figures: Callable[[], tuple[StepFigures, ...]] = tuple,
     ) -> None:
         self.name = config.name
         self.version = version
@@ -79,8 +85,11 @@ class ModelVersion:
         self.depends_on = depends_on
         self.load_seconds = load_seconds
         self.byte_budget = byte_budget
-        self._on_close = on_close
-        self._reporting = reporting
+        self.load_identity = load_identity
+        # Its histograms and summaries, where these are wanted; and where the time of an ensemble's requests goes.
+        self.latencies = latencies
+        self.step_figures = step_figures
+        self.instances = instances
         self.state = ModelState.LOADING
         self.reason = ""
         self._config_json: bytes | None = None
@@ -114,6 +123,11 @@ class ModelVersion:
             return False
 
     @property
+    def _reporting(self) -> tuple[SelfReportingInstance, ...]:
+        """The instances whose model says by itself whether it is ready."""
+        return () if self.instances is None else self.instances.reporting
+
+    @property
     def is_decoupled(self) -> bool:
         return self.spec.is_decoupled
 
@@ -128,6 +142,11 @@ class ModelVersion:
         if self._config_json is None:
             self._config_json = orjson.dumps(model_config_to_json(self.config))
         return self._config_json
+
+    def reconfigure(self, config: ModelConfig) -> None:
+        """Take a configuration that differs only in what changes while the version serves."""
+        self.config = config
+        self._config_json = None
 
     def accept(self, request: InferenceRequest) -> None:
         """Validate and enqueue a request; raises InferenceError when it is refused."""
@@ -158,7 +177,7 @@ class ModelVersion:
     def close(self) -> None:
         """Close the scheduler, its instances and the model; accepted requests should have been waited for."""
         self.scheduler.close()
-        if self._on_close is not None:
-            self._on_close()
+        if self.instances is not None:
+            self.instances.close()
         if self.model is not None:
             self.model.close()

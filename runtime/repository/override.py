@@ -18,7 +18,7 @@ from typing import Final
 
 from cantata.grammars.reading import read_model_config_json
 from cantata.runtime.errors import internal_error, invalid_argument
-from cantata.runtime.repository.source import ModelDirectory, read_model_directory
+from cantata.runtime.repository.source import OVERRIDE_PREFIX, ModelDirectory, Print, read_model_directory
 
 CONFIG_PARAMETER: Final = "config"
 FILE_PARAMETER_PREFIX: Final = "file:"
@@ -114,5 +114,9 @@ class OverrideDirectories:
         return dataclasses.replace(read_model_directory(path, name=name), fingerprint=fingerprint)
 
 
-def _content_print(name: str, content: bytes) -> tuple[str, int, int]:
-    return f"override:{name}", int.from_bytes(hashlib.sha256(content).digest()[:8], "little"), len(content)
+def _content_print(name: str, content: bytes) -> Print:
+    return (
+        f"{OVERRIDE_PREFIX}{name}",
+        int.from_bytes(hashlib.sha256(content).digest()[:8], "little"),
+        len(content),
+    )

@@ -18,9 +18,10 @@ from typing import Final
 from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, unavailable
 from cantata.runtime.repository.completion import Completing, PreparedModel, prepare_model
 from cantata.runtime.repository.control import ModelControlMode
+from cantata.runtime.repository.kept_versions import kept_versions
 from cantata.runtime.repository.load_set import LoadSet
 from cantata.runtime.repository.loader import ModelLoader
-from cantata.runtime.repository.model_version import ModelState
+from cantata.runtime.repository.model_version import ModelState, ModelVersion
 from cantata.runtime.repository.override import OverrideDirectories, read_load_parameters
 from cantata.runtime.repository.registry import FailedVersion, ModelEntry, Registry
 from cantata.runtime.repository.retirement import Retirement
@@ -34,10 +35,14 @@ _NOT_EXPLICIT: Final = "explicit model load / unload is not allowed if polling i
 
 @dataclass(slots=True)
 class _Known:
-    """A model that is loaded or was tried: what it was made from, and who asked for it."""
+    """A model that is loaded or was tried: what it was made from, and who asked for it.
+
+    `served` is what the versions were made from that serve: the same, unless the last try has failed.
+    """
 
     prepared: PreparedModel
     is_explicit: bool
+    served: PreparedModel | None
 
 
 class ModelRepository:
@@ -158,21 +163,26 @@ class ModelRepository:
         """Load `prepared`, take `removed` away, rebuild the ensembles over either, and show it all at once."""
         before = {name: self._registry.entry(name) for name in self._known}
         load_set = LoadSet(self._loader, self._registry, self._thread_count)
-        load_set.load(prepared, removed)
+        load_set.load(prepared, removed, self._kept(prepared, before))
         refused = self._withdraw_failed(load_set, [model.directory.name for model in prepared], before)
-        dependents = self._dependents_of(load_set.entries.keys())
-        load_set.load([self._known[name].prepared for name in dependents])
+        dependents = self._dependents_of(
+            name
+            for name, entry in load_set.entries.items()
+            if name not in before or entry.versions != before[name].versions
+        )
+        serving = {name: before[name].versions for name in dependents}
+        load_set.load([self._known[name].prepared for name in dependents], kept=serving)
         keep = [name for name in dependents if not self._known[name].prepared.step_models & set(removed)]
         refused.update(self._withdraw_failed(load_set, keep, before))
 
-        self._retirement.hold(load_set.versions())
+        self._retirement.hold(load_set.new_versions())
         entries = {name: _entry_after(entry, before.get(name)) for name, entry in load_set.entries.items()}
         # Those that are leaving already were let go by an earlier change.
         leaving = [
             version
             for name in entries
-            for version in before.get(name, ModelEntry()).versions.values()
-            if version.is_ready
+            for number, version in before.get(name, ModelEntry()).versions.items()
+            if version.is_ready and load_set.entries[name].versions.get(number) is not version
         ]
         # A version that is replaced is READY until the new one is found in its place: no request falls between.
         for version in leaving:
@@ -181,8 +191,28 @@ class ModelRepository:
         self._registry.replace(entries | refused)
         for version in leaving:
             version.state = ModelState.UNLOADING
-        self._remember(prepared, explicit, removed)
+        endings = load_set.change_kept()
+        self._remember(prepared, explicit, removed, refused.keys())
         self._retirement.retire(leaving)
+        self._retirement.end_later(endings)
+
+    def _kept(
+        self, prepared: Iterable[PreparedModel], before: Mapping[str, ModelEntry]
+    ) -> dict[str, dict[int, ModelVersion]]:
+        """The versions of `prepared` that may serve on: what they are made from has not changed."""
+        kept: dict[str, dict[int, ModelVersion]] = {}
+        for model in prepared:
+            name = model.directory.name
+            known = self._known.get(name)
+            if known is None or known.served is None or model.failure() is not None:
+                continue
+            versions = before[name].versions
+            kept[name] = {
+                number: versions[number]
+                for number in kept_versions(known.served, model)
+                if number in versions and versions[number].is_ready
+            }
+        return kept
 
     def _withdraw_failed(
         self, load_set: LoadSet, names: Iterable[str], before: Mapping[str, ModelEntry]
@@ -194,17 +224,25 @@ class ModelRepository:
             old = before.get(name)
             if failures and old is not None and old.ready_versions:
                 _log.error("model '%s' goes on serving what it served before", name)
-                self._retirement.discard(load_set.withdraw(name).versions.values())
+                self._retirement.discard(load_set.withdraw(name))
                 kept[name] = ModelEntry(old.versions, failures)
         return kept
 
     def _remember(
-        self, prepared: Iterable[PreparedModel], explicit: Collection[str], removed: Iterable[str]
+        self,
+        prepared: Iterable[PreparedModel],
+        explicit: Collection[str],
+        removed: Iterable[str],
+        refused: Collection[str],
     ) -> None:
         for model in prepared:
             name = model.directory.name
-            was_explicit = name in self._known and self._known[name].is_explicit
-            self._known[name] = _Known(model, was_explicit or name in explicit)
+            known = self._known.get(name)
+            was_explicit = known is not None and known.is_explicit
+            served: PreparedModel | None = model
+            if name in refused:
+                served = None if known is None else known.served
+            self._known[name] = _Known(model, was_explicit or name in explicit, served)
         for name in removed:
             self._known.pop(name, None)
 
@@ -252,11 +290,12 @@ class ModelRepository:
         name = model.directory.name
         return self._is_changed(model.directory) or not self._registry.entry(name).ready_versions
 
-    def _dependents_of(self, names: Collection[str]) -> list[str]:
+    def _dependents_of(self, names: Iterable[str]) -> list[str]:
         """The known ensembles that need one of `names`, directly or through others, and are not among them."""
+        changed = set(names)
         dependents: set[str] = set()
         while True:
-            touched = dependents | set(names)
+            touched = dependents | changed
             more = {
                 name
                 for name, known in self._known.items()

@@ -1,4 +1,4 @@
-"""Unloading: model versions that no longer serve finish what they accepted, and are closed.
+"""Unloading: model versions and instances that no longer serve finish what they accepted, and are closed.
 
 Owns the waiting and the order: an ensemble is closed before the models that its steps call, and a model only when no
 ensemble holds it any more.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.repository.model_version import ModelState, ModelVersion
@@ -43,6 +44,11 @@ class Retirement:
             free = self._take_free()
         self._start(free)
 
+    def end_later(self, endings: Iterable[Callable[[], None]]) -> None:
+        """Run each in the background; all of them end by themselves, or when their model does."""
+        for ending in endings:
+            self._run(partial(self._end, ending), "cantata-instances")
+
     def discard(self, versions: Iterable[ModelVersion]) -> None:
         """Close versions that never served."""
         for version in versions:
@@ -74,12 +80,21 @@ class Retirement:
 
     def _start(self, versions: list[ModelVersion]) -> None:
         for version in versions:
-            thread = threading.Thread(
-                target=self._drain, args=(version,), name=f"cantata-unload-{version.name}", daemon=True
-            )
-            with self._lock:
-                thread.start()
-                self._threads.add(thread)
+            self._run(partial(self._drain, version), f"cantata-unload-{version.name}")
+
+    def _run(self, target: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        with self._lock:
+            thread.start()
+            self._threads.add(thread)
+
+    def _end(self, ending: Callable[[], None]) -> None:
+        try:
+            ending()
+        except Exception:
+            _log.exception("instances could not be closed")
+        with self._lock:
+            self._threads.discard(threading.current_thread())
 
     def _drain(self, version: ModelVersion) -> None:
         version.scheduler.stop()

@@ -10,14 +10,22 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cantata.runtime.errors import internal_error
 
 _log = logging.getLogger("cantata.repository")
 
-CONFIG_FILE = "config.pbtxt"
+CONFIG_FILE: Final = "config.pbtxt"
+# Where configurations with names of their own are (--model-config-name).
+CONFIG_DIRECTORY: Final = "configs"
+# What the prints of files that were given with a load begin with.
+OVERRIDE_PREFIX: Final = "override:"
 # Directories beside the versions that are none (reference, section 6.10).
-_OTHER_DIRECTORIES = frozenset({"configs", "initial_state", "warmup"})
+_OTHER_DIRECTORIES = frozenset({CONFIG_DIRECTORY, "initial_state", "warmup"})
+
+# A file by its path in its model's directory, and what changes with its contents.
+Print = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,7 @@ class ModelDirectory:
     config_path: Path
     config_text: str | None
     versions: tuple[int, ...]
-    fingerprint: frozenset[tuple[str, int, int]]
+    fingerprint: frozenset[Print]
     config_json: str | None = None
 
 
@@ -75,7 +83,7 @@ def _subdirectories(repository: Path) -> list[Path]:
 def read_model_directory(directory: Path, config_name: str = "", name: str = "") -> ModelDirectory:
     """What one model's directory holds; `name` is the model's where the directory is called something else."""
     config_path = directory / CONFIG_FILE
-    if config_name and (custom := directory / "configs" / f"{config_name}.pbtxt").is_file():
+    if config_name and (custom := directory / CONFIG_DIRECTORY / f"{config_name}.pbtxt").is_file():
         config_path = custom
     config_text: str | None = None
     if config_path.is_file():
@@ -107,8 +115,8 @@ def _versions(directory: Path) -> tuple[int, ...]:
     return tuple(sorted(versions))
 
 
-def _fingerprint(directory: Path) -> frozenset[tuple[str, int, int]]:
-    files: set[tuple[str, int, int]] = set()
+def _fingerprint(directory: Path) -> frozenset[Print]:
+    files: set[Print] = set()
     for parent, directories, names in os.walk(directory):
         # What Python leaves behind when it imports a model is no change of the model.
         directories[:] = [name for name in directories if name != "__pycache__"]

@@ -361,9 +361,7 @@ class CachingScheduler:
     def _expire(self, waiters: Waiters, request: InferenceRequest) -> None:
         self._leave(waiters, request, unavailable("Request timeout expired"), REASON_REJECTED)
 
-    def _leave(
-        self, waiters: Waiters, request: InferenceRequest, error: InferenceError, reason: str
-    ) -> None:
+    def _leave(self, waiters: Waiters, request: InferenceRequest, error: InferenceError, reason: str) -> None:
         """Answer a request that waits no longer, if it still did; those that it waited with go on."""
         with self._lock:
             if request.queue is not waiters:

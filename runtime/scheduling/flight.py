@@ -42,7 +42,17 @@ class Flight:
     by the owner's lock.
     """
 
-    __slots__ = ("_owner", "answer", "key", "kept", "lookup_ns", "request", "response_count", "sender", "waiters")
+    __slots__ = (
+        "_owner",
+        "answer",
+        "kept",
+        "key",
+        "lookup_ns",
+        "request",
+        "response_count",
+        "sender",
+        "waiters",
+    )
 
     def __init__(self, owner: FlightOwner, key: bytes, request: InferenceRequest) -> None:
         self._owner = owner

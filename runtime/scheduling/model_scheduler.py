@@ -7,7 +7,7 @@ that is the batcher's. Knows nothing of names, versions or files.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from cantata.runtime.backends.backend import BackendInstance, RestartingInstance
@@ -32,6 +32,7 @@ from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
 from cantata.runtime.scheduling.response_order import ResponseOrder
 from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
 from cantata.runtime.scheduling.timer import Timer
+from cantata.runtime.tensor import Tensor
 
 
 class ModelScheduler:
@@ -67,6 +68,8 @@ class ModelScheduler:
         # How many reserved instances have not taken their batch yet.
         self._due = 0
         self._in_flight = InFlight()
+        # Those that get no further batch, and are not closed yet.
+        self._leaving: list[ScheduledInstance] = []
         self._waits = CircularWaits(spec.model_name)
         # When the timer will next look at the queue; NEVER if it will not.
         self._wake_ns = NEVER
@@ -81,14 +84,48 @@ class ModelScheduler:
             self._idle += scheduled
         for instance in scheduled:
             if isinstance(instance.backend_instance, RestartingInstance):
+        now_ns = monotonic_ns()
+        ready: list[ScheduledInstance] = []
                 instance.backend_instance.watch(partial(self._look_at, instance, instance.backend_instance))
 
     def enqueue(self, request: InferenceRequest) -> None:
         """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
         request.owner = self
+            while (instance := self._reserve(now_ns)) is not None:
+                ready.append(instance)
         now_ns = monotonic_ns()
         request.queued_ns = now_ns
         if not self._in_flight.enter():
+        for instance in ready:
+            self._workers.dispatch(instance)
+
+    def remove_instances(self, backend_instances: Collection[BackendInstance]) -> list[ScheduledInstance]:
+        """Give these instances no further batch; each is to be closed by `close_removed`."""
+        with self._lock:
+            leaving = [one for one in self._instances if one.backend_instance in backend_instances]
+            for instance in leaving:
+                self._instances.remove(instance)
+                if instance in self._idle:
+                    self._idle.remove(instance)
+                instance.is_away = True
+                instance.left = threading.Event()
+                if not instance.is_reserved:
+                    instance.left.set()
+            self._leaving += leaving
+        return leaving
+
+    def close_removed(self, instance: ScheduledInstance) -> None:
+        """Wait until a removed instance has finished what it was given, and close it."""
+        assert instance.left is not None
+        instance.left.wait()
+        if instance.goes_on or self._spec.is_decoupled:
+            # What it goes on with is answered when nothing at all is unanswered.
+            self._in_flight.wait_until_none(None)
+        with self._lock:
+            if instance not in self._leaving:
+                return
+            self._leaving.remove(instance)
+        instance.close(self._spec.model_name)
             raise unavailable(f"{request.described_id()}{STOPPED}")
         try:
             with self._lock:
@@ -150,7 +187,8 @@ class ModelScheduler:
         self._in_flight.stop()
         with self._lock:
             waiting = self._drain()
-            instances, self._instances, self._idle = self._instances, [], []
+            instances, self._instances, self._idle = self._instances + self._leaving, [], []
+            self._leaving = []
         for request in waiting:
             self._refuse(request, unavailable(f"{request.described_id()}Server is stopping"), REASON_REJECTED)
         for instance in instances:
@@ -170,6 +208,28 @@ class ModelScheduler:
         """How many requests failed, by reason."""
         with self._lock:
             return dict(self._statistics.failures)
+    def warm_up(
+        self,
+        backend_instance: BackendInstance,
+        requests: list[InferenceRequest],
+        added: Sequence[Mapping[str, Tensor]],
+    ) -> None:
+        """Run validated requests as one batch in an instance that serves nobody yet, and count them like all others.
+
+        `added` are inputs beside those that requests can have, for each. They are answered when this returns, or later.
+        """
+        start_ns = monotonic_ns()
+        for request, inputs in zip(requests, added, strict=True):
+            request.inputs.update(inputs)
+            request.owner = self
+            request.queued_ns = request.started_ns = start_ns
+            self._in_flight.enter()
+        size = sum(request.batch_size for request in requests)
+        instance = ScheduledInstance(self, backend_instance)
+        execution = Execution(self._spec, requests, size, start_ns, self._finish_later, instance)
+        if instance.execute(execution):
+            self._finish_later(execution)
+
 
     def pending(self) -> int:
         """How many requests wait for an instance."""
@@ -250,11 +310,15 @@ class ModelScheduler:
             was_away, instance.is_away = instance.is_away, error is not None
             if not self._idle:
                 self._free_ns = monotonic_ns()
-            if instance.is_away is not was_away and not instance.is_reserved and instance in self._instances:
+        elif instance.left is not None:
+            instance.left.set()
+            if instance.is_away is not was_away and not instance.is_reserved:
                 (self._idle.remove if instance.is_away else self._idle.append)(instance)
             if not all(other.is_away for other in self._instances):
                 self.unavailability = None
             elif error is not None:
+            if instance not in self._instances:
+                return
                 text = f"model '{self._spec.model_name}' has no instance that runs until it is restarted: "
                 self.unavailability = unavailable(text + error.message)
                 abandoned = self._drain()

@@ -6,6 +6,7 @@ Owns the containment of what a model raises and the trust that a model earns. Kn
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Protocol
 
 from cantata.runtime.backends.backend import BackendInstance
@@ -47,10 +48,12 @@ class ScheduledInstance:
         "_trust",
         "backend_instance",
         "free_ns",
+        "goes_on",
         "is_away",
         "is_quick",
         "is_quick_alone",
         "is_reserved",
+        "left",
         "reserved_ns",
     )
 
@@ -65,6 +68,10 @@ class ScheduledInstance:
         # Since when it, or another, was free when it was reserved; and when that was.
         self.free_ns = 0
         self.reserved_ns = 0
+        # Set, for one that is to be closed while others serve, when it runs no more; None for all others.
+        self.left: threading.Event | None = None
+        # Whether it has ever gone on with a batch in the background.
+        self.goes_on = False
         self._trust = 0
         self._distrust = _FIRST_DISTRUST
         # Models that wait for others say so; those of other backends never do.
@@ -79,7 +86,10 @@ class ScheduledInstance:
         """Run a batch as BackendInstance.execute says; what it raises fails the requests that are not answered yet."""
         with ModelCode():
             try:
-                return self.backend_instance.execute(execution)
+                is_over = self.backend_instance.execute(execution)
+                if not is_over:
+                    self.goes_on = True
+                return is_over
             except InferenceError as failure:
                 error = failure
             except BaseException as failure:

@@ -29,6 +29,8 @@ class SequenceBatcher:
         self._make_lane = make_lane
         self._is_iterative = is_iterative
         self._lanes: list[Lane] = []
+        # Those that get no further sequence.
+        self._closed: set[int] = set()
 
     def __len__(self) -> int:
         """How many requests wait, be it for a slot, for their turn, or for the instance."""
@@ -39,9 +41,18 @@ class SequenceBatcher:
         index = len(self._lanes)
         lane = self._make_lane(index, self._table)
         self._lanes.append(lane)
-        for sequence in self._table.add_slots(index, lane.slot_count):
+        for sequence in self._table.add_slots(index, lane.slot_count, now_ns):
             lane.place(sequence, now_ns)
         return index
+
+    def close_lane(self, lane: int) -> None:
+        """Let no further sequence into a lane; those that are there go on."""
+        self._table.close_lane(lane)
+        self._closed.add(lane)
+
+    def is_drained(self, lane: int) -> bool:
+        """Whether nothing is left to run in a lane, but for what runs now."""
+        return not self._lanes[lane].queued() and not self._lanes[lane].sequences()
 
     def is_live(self, correlation_id: int | str) -> bool:
         """Whether requests of that sequence need no START."""
@@ -134,6 +145,10 @@ class SequenceBatcher:
         """Raise AssertionError when the state is not what the classes promise; for tests."""
         slotted = [sequence for lane in self._lanes for sequence in lane.sequences()]
         assert len(slotted) == len({id(sequence) for sequence in slotted})
-        self._table.check_invariants(slotted, sum(lane.slot_count for lane in self._lanes))
+        slots = sum(
+            len(lane.sequences()) if index in self._closed else lane.slot_count
+            for index, lane in enumerate(self._lanes)
+        )
+        self._table.check_invariants(slotted, slots)
         for lane in self._lanes:
             lane.check_invariants()

@@ -65,7 +65,7 @@ class Lane(Protocol):
         """All that waits here, removed."""
 
     def sequences(self) -> list[Sequence]:
-        """Those that hold slots, in the order of these; for tests."""
+        """Those that hold slots, in the order of these."""
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state is not what the class promises; for tests."""

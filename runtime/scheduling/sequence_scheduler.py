@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from cantata.runtime.backends.backend import BackendInstance, RestartingInstance
 from cantata.runtime.clock import monotonic_ns
@@ -25,16 +25,18 @@ from cantata.runtime.observe.statistics import (
     ComputeTimes,
     StatisticsCounter,
 )
-from cantata.runtime.request import SEQUENCE_START, InferenceRequest
+from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START, InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.batcher import NEVER
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
 from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
 from cantata.runtime.scheduling.sequence_batcher import SequenceBatcher
 from cantata.runtime.scheduling.sequence_inputs import SequenceInputs
-from cantata.runtime.scheduling.sequence_lanes import Turns
+from cantata.runtime.scheduling.sequence_lanes import Turn, Turns
 from cantata.runtime.scheduling.sequence_table import BACKLOG, Dropped, DropReason, grace_ns
+from cantata.runtime.scheduling.sequence_table import Sequence as LiveSequence
 from cantata.runtime.scheduling.timer import Timer
+from cantata.runtime.tensor import Tensor
 
 _log = logging.getLogger("cantata.scheduler")
 
@@ -68,6 +70,9 @@ class SequenceScheduler:
         self._is_idle: list[bool] = []
         self._lanes: dict[ScheduledInstance, int] = {}
         self._in_flight = InFlight()
+        # Those that get no further sequence, and those of them that are closed.
+        self._leaving: list[ScheduledInstance] = []
+        self._gone: set[ScheduledInstance] = set()
         # When the timer will next look at the lanes, and at what may expire; NEVER if it will not.
         self._batch_wake_ns = NEVER
         self._expiry_wake_ns = NEVER
@@ -94,6 +99,34 @@ class SequenceScheduler:
 
     def enqueue(self, request: InferenceRequest) -> None:
         """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
+    def remove_instances(self, backend_instances: Collection[BackendInstance]) -> list[ScheduledInstance]:
+        """Give these instances no further sequence; each is to be closed by `close_removed`."""
+        with self._lock:
+            leaving = [
+                instance
+                for instance in self._instances
+                if instance.backend_instance in backend_instances and instance.left is None
+            ]
+            for instance in leaving:
+                instance.left = threading.Event()
+                self._batcher.close_lane(self._lanes[instance])
+            self._leaving += leaving
+            self._notice_left()
+        return leaving
+
+    def close_removed(self, instance: ScheduledInstance) -> None:
+        """Wait until a removed instance's sequences have ended, and close it."""
+        assert instance.left is not None
+        instance.left.wait()
+        if instance.goes_on or self._spec.is_decoupled:
+            # What it goes on with is answered when nothing at all is unanswered.
+            self._in_flight.wait_until_none(None)
+        with self._lock:
+            if instance in self._gone or instance not in self._instances:
+                return
+            self._gone.add(instance)
+        instance.close(self._spec.model_name)
+
         self._inputs.check(request)
         request.owner = self
         now_ns = monotonic_ns()
@@ -147,6 +180,44 @@ class SequenceScheduler:
         is_over = instance.execute(execution)
         self._end_batch(instance, turns, execution, is_over)
 
+    def warm_up(
+        self,
+        backend_instance: BackendInstance,
+        requests: list[InferenceRequest],
+        added: Sequence[Mapping[str, Tensor]],
+    ) -> None:
+        """Run validated requests as one batch in an instance that serves nobody yet, and count them like all others.
+
+        Each is a sequence of its own that it starts and ends; `added` are tensors in the place of those that it would
+        get as such. They are answered when this returns, or later. One that is to run again ends here: it has run.
+        """
+        start_ns = monotonic_ns()
+                self._notice_left()
+        turns: Turns = []
+        for request, inputs in zip(requests, added, strict=True):
+            sequence = LiveSequence(request.correlation_id)
+            request.flags = SEQUENCE_START | SEQUENCE_END
+            self._inputs.prepare(request, sequence)
+            request.inputs.update(inputs)
+            request.owner = self
+            request.queued_ns = request.started_ns = start_ns
+            self._in_flight.enter()
+            turns.append(Turn(request, sequence))
+        instance = ScheduledInstance(self, backend_instance)
+        finish = functools.partial(self._warmed_up, turns)
+        execution = Execution(self._spec, requests, len(requests), start_ns, finish, instance)
+        if instance.execute(execution):
+            self._warmed_up(turns, execution)
+
+    def _warmed_up(self, turns: Turns, execution: Execution) -> None:
+        with self._lock:
+            self._count(turns, execution, monotonic_ns())
+        execution.send_responses()
+        for request in execution.rescheduled_requests():
+            request.owner = None
+            self._in_flight.leave()
+            request.respond(None, True)
+
     def stop(self) -> None:
         """Refuse new sequences from now on; those that were accepted go on."""
         self._in_flight.stop()
@@ -169,12 +240,13 @@ class SequenceScheduler:
         for request in waiting:
             self._refuse(request, unavailable(f"{request.described_id()}Server is stopping"), REASON_REJECTED)
         for instance in instances:
-            instance.close(self._spec.model_name)
+            if instance not in gone:
+                instance.close(self._spec.model_name)
 
     def backend_instances(self) -> list[BackendInstance]:
         """The instances, idle or not."""
         with self._lock:
-            return [instance.backend_instance for instance in self._instances]
+            return [instance.backend_instance for instance in self._instances if instance not in self._gone]
 
     def statistics(self, name: str, version: str) -> ModelStatistics:
         """The figures now."""
@@ -187,6 +259,7 @@ class SequenceScheduler:
             return dict(self._statistics.failures)
 
     def pending(self) -> int:
+            gone = frozenset(self._gone)
         """How many requests wait: for a slot, for their turn, or for an instance."""
         with self._lock:
             return len(self._batcher)
@@ -268,7 +341,7 @@ class SequenceScheduler:
             lane = self._lanes[instance]
             if error is not None and not was_away:
                 self._batcher.instance_lost(lane, now_ns)
-            if not all(other.is_away for other in self._instances):
+            if not all(other.is_away or other.left is not None for other in self._instances):
                 self.unavailability = None
             elif error is not None:
                 text = f"model '{self._spec.model_name}' has no instance that runs until it is restarted: "
@@ -299,10 +372,20 @@ class SequenceScheduler:
         """Have the timer call `_expire`; the caller holds the lock."""
         self._expiry_wake_ns = time_ns
         self._timer.call_at(time_ns, functools.partial(self._expire, time_ns, has_grace))
+            self._notice_left()
 
     def _expire(self, armed_ns: int, has_grace: bool) -> None:
         now_ns = monotonic_ns()
         with self._lock:
+    def _notice_left(self) -> None:
+        """Tell who waits for instances to be left by their last sequence; the caller holds the lock."""
+        for instance in tuple(self._leaving):
+            lane = self._lanes[instance]
+            if self._is_idle[lane] and self._batcher.is_drained(lane):
+                self._leaving.remove(instance)
+                assert instance.left is not None
+                instance.left.set()
+
             if armed_ns != self._expiry_wake_ns:
                 return
             if has_grace and (grace := grace_ns(now_ns - armed_ns)):
@@ -337,6 +420,7 @@ class SequenceScheduler:
         """End a batch that went on in the background."""
         is_instance_free = self._batcher.is_exclusive(self._lanes[instance])
         self._finish(instance, turns, execution, monotonic_ns(), is_instance_free=is_instance_free)
+            self._notice_left()
 
     def _finish(
         self,
@@ -389,6 +473,8 @@ class SequenceScheduler:
         self._in_flight.leave(answered)
 
     def _answer(self, dropped: Collection[Dropped]) -> None:
+            if self._leaving:
+                self._notice_left()
         """Answer requests that will not run."""
         for request, reason in dropped:
             if reason is DropReason.CANCELLED:

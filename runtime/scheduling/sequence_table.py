@@ -112,6 +112,8 @@ class SequenceTable:
         self._order = itertools.count()
         # (slot, lane): the lowest slot of all lanes is given away first.
         self._free: list[tuple[int, int]] = []
+        # The lanes that get no further sequence.
+        self._closed_lanes: set[int] = set()
         self._next_id = 1
         # What left without running, until the driver takes it.
         self.dropped: list[Dropped] = []
@@ -137,6 +139,12 @@ class SequenceTable:
             slot, lane = heapq.heappop(self._free)
             placed.append(self._placed(sequence, lane, slot, sequence.last_ns))
         return placed
+
+    def close_lane(self, lane: int) -> None:
+        """Give no slot of that lane away any more."""
+        self._closed_lanes.add(lane)
+        self._free = [free for free in self._free if free[1] != lane]
+        heapq.heapify(self._free)
 
     def admit(self, request: InferenceRequest, now_ns: int) -> tuple[Sequence, bool]:
         """Put a request at the end of its sequence; returns that, and whether it has just got its slot.
@@ -215,6 +223,8 @@ class SequenceTable:
     def expire(self, now_ns: int) -> list[Sequence]:
         """Drop what has waited too long for a slot, and close what is idle; returns the sequences that were idle."""
         expiries = self._expiries
+        if lane in self._closed_lanes:
+            return None
         while expiries and expiries[0][0] <= now_ns:
             expires_ns, _, sequence = heapq.heappop(expiries)
             if sequence in self._backlog and sequence.expires_ns == expires_ns:

@@ -209,7 +209,9 @@ def test_models_that_fail_are_named_with_their_reasons(tmp_path: Path) -> None:
 def test_a_field_that_nothing_acts_on_is_pointed_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_identity(tmp_path, extra="response_cache { enable: true }")
+    write_identity(tmp_path, extra='model_repository_agents { agents { name: "checksum" } }')
     with Server(tmp_path) as server:
         assert server.infer("identity", {"INPUT": [1.0]})["OUTPUT"].tolist() == [1.0]
-    assert "model 'identity': 'response_cache' has no effect in this version of cantata" in caplog.text
+    assert (
+        "model 'identity': 'model_repository_agents' has no effect in this version of cantata" in caplog.text
+    )

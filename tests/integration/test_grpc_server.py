@@ -25,10 +25,10 @@ from cantata.runtime.frontends.grpc.options import GrpcOptions
 from cantata.runtime.frontends.grpc.server import GrpcServer
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
+from tests.support.certificates import Certificates, issue_certificates
 from tests.support.fake_server import FakeModel, FakeServer, identity_model, model_config, respond_with
 from tests.support.grpc_servers import FOUR, INFER_SERVICE, four, grpc_server, infer_input, stock_client
 
-CERTIFICATES = Path(__file__).parent.parent / "support" / "certificates"
 HEALTH = "/grpc.health.v1.Health/"
 
 
@@ -96,17 +96,18 @@ def test_a_connection_that_has_reached_its_age_is_replaced_without_an_error() ->
 # --- TLS
 
 
-def tls_options(**more: Any) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return issue_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def tls_options(certificates: Certificates, **more: Any) -> dict[str, Any]:
     return {
         "use_ssl": True,
-        "server_cert": str(CERTIFICATES / "server.pem"),
-        "server_key": str(CERTIFICATES / "server.key"),
+        "server_cert": str(certificates.server_cert),
+        "server_key": str(certificates.server_key),
         **more,
     }
-
-
-def read(name: str) -> bytes:
-    return (CERTIFICATES / name).read_bytes()
 
 
 def live_over_tls(front_end: GrpcServer, credentials: grpc.ChannelCredentials) -> bool:
@@ -115,25 +116,29 @@ def live_over_tls(front_end: GrpcServer, credentials: grpc.ChannelCredentials) -
     return messages.ServerLiveResponse.FromString(answer).live
 
 
-def test_tls_serves_clients_that_trust_the_server() -> None:
-    with grpc_server(fake_server(), **tls_options()) as front_end:
-        assert live_over_tls(front_end, grpc.ssl_channel_credentials(read("root.pem")))
+def test_tls_serves_clients_that_trust_the_server(certificates: Certificates) -> None:
+    with grpc_server(fake_server(), **tls_options(certificates)) as front_end:
+        assert live_over_tls(front_end, grpc.ssl_channel_credentials(certificates.root.read_bytes()))
 
 
-def test_tls_refuses_plain_connections() -> None:
-    with grpc_server(fake_server(), **tls_options()) as front_end, open_channel(front_end) as channel:
+def test_tls_refuses_plain_connections(certificates: Certificates) -> None:
+    with (
+        grpc_server(fake_server(), **tls_options(certificates)) as front_end,
+        open_channel(front_end) as channel,
+    ):
         with pytest.raises(grpc.RpcError) as raised:
             channel.unary_unary(INFER_SERVICE + "ServerLive")(b"", timeout=5)
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_mutual_tls_serves_only_clients_with_a_certificate() -> None:
-    options = tls_options(use_ssl_mutual=True, root_cert=str(CERTIFICATES / "root.pem"))
+def test_mutual_tls_serves_only_clients_with_a_certificate(certificates: Certificates) -> None:
+    options = tls_options(certificates, use_ssl_mutual=True, root_cert=str(certificates.root))
+    files = (certificates.root, certificates.client_key, certificates.client_cert)
+    root, key, chain = (file.read_bytes() for file in files)
     with grpc_server(fake_server(), **options) as front_end:
-        known = grpc.ssl_channel_credentials(read("root.pem"), read("client.key"), read("client.pem"))
-        assert live_over_tls(front_end, known)
+        assert live_over_tls(front_end, grpc.ssl_channel_credentials(root, key, chain))
         with pytest.raises(grpc.RpcError) as raised:
-            live_over_tls(front_end, grpc.ssl_channel_credentials(read("root.pem")))
+            live_over_tls(front_end, grpc.ssl_channel_credentials(root))
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 

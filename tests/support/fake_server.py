@@ -202,6 +202,9 @@ class FakeServer:
     def model_figures(self) -> list[ModelFigures]:
         return self.figures
 
+    def cache_figures(self) -> None:
+        """There is no cache."""
+
     def close(self) -> None:
         self.workers.close()
 

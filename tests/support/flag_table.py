@@ -6,6 +6,7 @@ python -m tests.support.flag_table > docs/flags.md
 from __future__ import annotations
 
 from cantata.runtime.flags import SERVE_FLAGS, Flag, FlagKind
+from cantata.runtime.protection_flags import PROTECTION_ROWS
 
 _HEAD = """\
 # The flags of `cantata serve`
@@ -16,7 +17,7 @@ is accepted, so that command lines need no change, and that a warning at the sta
 
 Booleans are `true`, `false`, `1` or `0`. Values follow `=` or a space.
 """
-_OURS = {"watch"}
+_OURS = {"watch", "max-queue-bytes"} | {row[0] for row in PROTECTION_ROWS}
 
 
 def flag_table() -> str:

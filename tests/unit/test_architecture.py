@@ -39,6 +39,7 @@ HEAVY_LIBRARIES = {
     "starlette": ("runtime/frontends/http/",),
     "httptools": ("runtime/frontends/http/",),
     "uvloop": ("runtime/frontends/http/", "bls/async_loop.py"),
+    "redis": ("runtime/caching/redis_cache.py",),
 }
 # Imported anywhere: the arrays themselves, and the JSON of both edges.
 SHARED_LIBRARIES = {"numpy", "orjson"}

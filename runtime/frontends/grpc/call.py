@@ -55,6 +55,7 @@ class CallConnection(Protocol):
     peer_max_frame_size: int
     is_writable: bool
     max_message_size: int
+    max_decompressed_size: int
 
     @property
     def response_headers(self) -> ResponseHeaders: ...
@@ -296,10 +297,11 @@ class Call:
         try:
             if message.is_too_large or len(data) > most:
                 raise MessageError(
-                    codes.RESOURCE_EXHAUSTED, f"a message has more than the {most} bytes allowed"
+                    codes.RESOURCE_EXHAUSTED,
+                    f"the message has more than the {most} bytes that --grpc-max-message-size allows",
                 )
             if message.is_compressed:
-                data = decompressed(data, self.head.encoding, most)
+                data = decompressed(data, self.head.encoding, self._connection.max_decompressed_size)
         except MessageError as error:
             self.abort(error.code, str(error))
         else:

@@ -12,6 +12,7 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 import uvloop
@@ -22,6 +23,7 @@ from cantata.runtime.frontends.grpc import codes
 from cantata.runtime.frontends.grpc.call import Call, CallReader
 from cantata.runtime.frontends.grpc.compression import ENCODINGS, is_known
 from cantata.runtime.frontends.grpc.connection import Connection
+from cantata.runtime.frontends.grpc.http2.frames import ErrorCode
 from cantata.runtime.frontends.grpc.options import GrpcOptions
 from cantata.runtime.frontends.listening import bound_socket
 
@@ -129,6 +131,9 @@ class CallLoop:
     def opened(self, connection: Connection) -> None:
         """A client has connected."""
         self._connections.add(connection)
+        most = self._options.max_connections
+        if most and len(self._connections) > most:
+            connection.end(ErrorCode.ENHANCE_YOUR_CALM, "there are too many connections")
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone."""
@@ -184,8 +189,12 @@ class CallLoop:
         bound = bound_socket(options.address, options.port, options.reuse_port)
         self.port = bound.getsockname()[1]
         self._loop = loop
+        timeout_ms = options.handshake_timeout
         self._listener = await loop.create_server(
-            lambda: Connection(self, options, loop), sock=bound, ssl=tls
+            lambda: Connection(self, options, loop),
+            sock=bound,
+            ssl=tls,
+            ssl_handshake_timeout=timeout_ms / 1000 if tls is not None and timeout_ms else None,
         )
 
     def _run_round(self) -> None:
@@ -253,6 +262,9 @@ def _tls_context(options: GrpcOptions) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["h2"])
     try:
+        for file_name in filter(None, (options.server_cert, options.server_key, options.root_cert)):
+            # OpenSSL's own errors do not say which file they are about.
+            Path(file_name).read_bytes()
         context.load_cert_chain(options.server_cert, options.server_key)
         if options.use_ssl_mutual:
             context.verify_mode = ssl.CERT_REQUIRED

@@ -36,7 +36,8 @@ def decompressed(data: bytes | memoryview, encoding: str, max_size: int) -> byte
         raise MessageError(codes.INTERNAL, f"a message cannot be decompressed: {error}") from None
     if len(message) > max_size:
         raise MessageError(
-            codes.RESOURCE_EXHAUSTED, f"a message has more than {max_size} bytes when decompressed"
+            codes.RESOURCE_EXHAUSTED,
+            f"the compressed message unpacks to more than the {max_size} bytes that --grpc-max-decompressed-size allows",
         )
     if not decompressor.eof:
         raise MessageError(codes.INTERNAL, "a message cannot be decompressed: it ends too early")

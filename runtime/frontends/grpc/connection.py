@@ -46,7 +46,7 @@ from cantata.runtime.frontends.grpc.http2.header_blocks import (
 )
 from cantata.runtime.frontends.grpc.http2.liveness import Liveness
 from cantata.runtime.frontends.grpc.http2.response_headers import ResponseHeaders
-from cantata.runtime.frontends.grpc.options import MAX_MESSAGE_BYTES, GrpcOptions
+from cantata.runtime.frontends.grpc.options import GrpcOptions
 from cantata.runtime.frontends.grpc.request_head import MalformedHeadError, RequestHead, request_head
 
 _log = logging.getLogger("cantata.grpc")
@@ -56,7 +56,8 @@ MAX_CALLS: Final = 4096
 MAX_FRAME_SIZE: Final = 1 << 20
 CALL_WINDOW: Final = 16 << 20
 CONNECTION_WINDOW: Final = 64 << 20
-MAX_HEADER_LIST_SIZE: Final = 64 << 10
+# Blocks of headers are shorter than the headers.
+MAX_BLOCK_SIZE: Final = 64 << 10
 # A client that asks for answers on end and reads none is cut off.
 MAX_UNREAD_ANSWERS: Final = 1000
 
@@ -71,7 +72,6 @@ _SETTINGS: Final = frames.settings_frame(
         Setting.MAX_CONCURRENT_STREAMS: MAX_CALLS,
         Setting.INITIAL_WINDOW_SIZE: CALL_WINDOW,
         Setting.MAX_FRAME_SIZE: MAX_FRAME_SIZE,
-        Setting.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST_SIZE,
     }
 ) + frames.window_update_frame(0, CONNECTION_WINDOW - DEFAULT_WINDOW)
 
@@ -103,14 +103,15 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         self._owner = owner
         self._liveness = Liveness(self, options, loop)
-        self.max_message_size = MAX_MESSAGE_BYTES
+        self.max_message_size = options.max_message_size
+        self.max_decompressed_size = options.max_decompressed_size
         self.calls: dict[int, Call] = {}
         self.response_headers = ResponseHeaders()
         self.is_writable = True
         self.send_window = DEFAULT_WINDOW
         self.peer_max_frame_size = DEFAULT_MAX_FRAME_SIZE
         self._peer_call_window = DEFAULT_WINDOW
-        self._decoder = HeaderDecoder(MAX_HEADER_LIST_SIZE)
+        self._decoder = HeaderDecoder(options.max_metadata_size)
         # Heads by their blocks' bytes, for as long as the decoder's table stays as it is.
         self._heads: dict[bytes, RequestHead] = {}
         self._heads_changes = 0
@@ -123,7 +124,7 @@ class Connection(asyncio.BufferedProtocol):
         self._block: tuple[int, int, bytearray] | None = None
         self._has_preface = False
         self._has_settings = False
-        self._last_call = 0
+        self.last_call = 0
         # How much of the connection's window the client has used and was not given back.
         self._unreturned = 0
         self._waiting: dict[int, Call] = {}
@@ -139,9 +140,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are transports by behaviour only.
         self.transport = cast(asyncio.Transport, transport)
-        self._owner.opened(self)
         self._control(_SETTINGS)
         self._liveness.start()
+        self._owner.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = self._is_closing = True
@@ -220,7 +221,7 @@ class Connection(asyncio.BufferedProtocol):
         self, data: bytes, position: int, kind: int, flags: int, stream_id: int, length: int
     ) -> int:
         """A frame is there in part; how much of `data` is done with."""
-        if length > (MAX_FRAME_SIZE if kind == DATA else MAX_HEADER_LIST_SIZE):
+        if length > (MAX_FRAME_SIZE if kind == DATA else MAX_BLOCK_SIZE):
             raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "a frame is too long")
         start = position + FRAME_HEADER_SIZE
         missing = start + length - len(data)
@@ -306,7 +307,7 @@ class Connection(asyncio.BufferedProtocol):
         if call is not None:
             self._control(frames.reset_frame(stream_id, ErrorCode.STREAM_CLOSED))
             call.cancelled()
-        elif stream_id == 0 or stream_id > self._last_call:
+        elif stream_id == 0 or stream_id > self.last_call:
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "DATA for a call that was never made")
 
     def _count_received(self, call: Call | None, size: int) -> None:
@@ -370,7 +371,7 @@ class Connection(asyncio.BufferedProtocol):
         _, first_flags, block = self._block
         block += payload
         # An empty part brings nothing nearer its end; no client has a reason to send one.
-        if len(block) > MAX_HEADER_LIST_SIZE or not payload:
+        if len(block) > MAX_BLOCK_SIZE or not payload:
             raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, "a header block is too long")
         if flags & END_HEADERS:
             self._block = None
@@ -378,7 +379,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
         call = self.calls.get(stream_id)
-        if call is not None or stream_id <= self._last_call:
+        if call is not None or stream_id <= self.last_call:
             self._on_trailers(call, flags, block)
             return
         try:
@@ -386,14 +387,14 @@ class Connection(asyncio.BufferedProtocol):
         except HeaderBlockError as error:
             raise ConnectionFailure(ErrorCode.COMPRESSION_ERROR, str(error)) from None
         except HeaderListTooLargeError as error:
-            self._last_call = stream_id
+            self.last_call = stream_id
             self._refuse_headers(stream_id, str(error))
             return
         except MalformedHeadError:
-            self._last_call = stream_id
+            self.last_call = stream_id
             self._control(frames.reset_frame(stream_id, ErrorCode.PROTOCOL_ERROR))
             return
-        self._last_call = stream_id
+        self.last_call = stream_id
         if self._is_draining:
             return
         if len(self.calls) >= MAX_CALLS:
@@ -444,7 +445,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _on_reset(self, stream_id: int, payload: bytes) -> None:
         frames.parse_number(payload)
-        if stream_id == 0 or stream_id > self._last_call:
+        if stream_id == 0 or stream_id > self.last_call:
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "RST_STREAM for a call that was never made")
         call = self.calls.pop(stream_id, None)
         if call is not None:
@@ -461,7 +462,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         call = self.calls.get(stream_id)
         if call is None:
-            if stream_id > self._last_call:
+            if stream_id > self.last_call:
                 raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE for a call never made")
             return
         call.send_window += increment
@@ -484,7 +485,9 @@ class Connection(asyncio.BufferedProtocol):
     def _on_settings(self, stream_id: int, flags: int, payload: bytes) -> None:
         if stream_id != 0 or (flags & ACK and payload):
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "SETTINGS that are none")
-        self._has_settings = True
+        if not self._has_settings:
+            self._has_settings = True
+            self._liveness.established()
         if flags & ACK:
             return
         for name, value in frames.parse_settings(payload):
@@ -565,7 +568,7 @@ class Connection(asyncio.BufferedProtocol):
         """Take no more calls, and close when those in flight have ended."""
         if not self._is_draining and not self._is_closing:
             self._is_draining = True
-            self._control(frames.goaway_frame(self._last_call, ErrorCode.NO_ERROR, ""))
+            self._control(frames.goaway_frame(self.last_call, ErrorCode.NO_ERROR, ""))
             if not self.calls:
                 self._close()
 
@@ -576,7 +579,7 @@ class Connection(asyncio.BufferedProtocol):
     def end(self, code: ErrorCode, text: str) -> None:
         """Say why, and close."""
         if not self._is_closing:
-            self._control(frames.goaway_frame(self._last_call, code, text))
+            self._control(frames.goaway_frame(self.last_call, code, text))
             self._close()
 
     def _close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from cantata.runtime.frontends.api_keys import ApiKeys
 from cantata.runtime.frontends.restricted_api import RestrictedApi
 
 # The largest message either way: what gRPC's libraries count up to.
@@ -42,6 +43,14 @@ class GrpcOptions:
     # Metadata that matches becomes request parameters; empty forwards none.
     header_forward_pattern: str = ""
     restricted_protocols: tuple[RestrictedApi, ...] = ()
+    api_keys: tuple[ApiKeys, ...] = ()
+    # Sizes are in bytes; no connections, and an idle time of 0, are no limits.
+    max_message_size: int = MAX_MESSAGE_BYTES
+    max_decompressed_size: int = 64 << 20
+    max_metadata_size: int = 16 << 10
+    max_connections: int = 10_000
+    max_connection_idle: int = 0
+    handshake_timeout: int = 60_000
 
     @property
     def compresses(self) -> bool:

@@ -1,4 +1,4 @@
-"""`--grpc-restricted-protocol`: calls that are refused unless they carry a secret in their metadata."""
+"""Calls that are refused without a secret (`--grpc-restricted-protocol`) or a key (`--api-keys`) in their metadata."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
+from cantata.runtime.frontends.api_keys import REFUSAL, ApiKeys
 from cantata.runtime.frontends.grpc import codes
 from cantata.runtime.frontends.grpc.call import NO_READER, Call, CallReader
 from cantata.runtime.frontends.grpc.call_loop import Route
@@ -21,6 +22,7 @@ _CATEGORIES: Final = {
     "Check": "health",
     "Watch": "health",
     "ServerMetadata": "metadata",
+    "ServerReflectionInfo": "metadata",
     "ModelMetadata": "metadata",
     "ModelInfer": "inference",
     "ModelStreamInfer": "inference",
@@ -51,6 +53,28 @@ def restricted(
         if api is not None:
             guarded[path] = partial(_guarded, route, api)
     return guarded
+
+
+def keyed(routes: Mapping[str, Route], api_keys: tuple[ApiKeys, ...]) -> dict[str, Route]:
+    """`routes` by path, asking for a key where their group has keys; the others are untouched and cost nothing."""
+    needed = {group: keys for keys in api_keys for group in keys.groups}
+    guarded = dict(routes)
+    for path, route in routes.items():
+        keys = needed.get(_CATEGORIES.get(path.rpartition("/")[2], ""))
+        if keys is not None:
+            guarded[path] = partial(_keyed, route, keys)
+    return guarded
+
+
+def _keyed(route: Route, keys: ApiKeys, call: Call) -> CallReader:
+    def header(wanted: str) -> str | None:
+        values = (value for name, value in call.metadata if name == wanted)
+        return next((value for value in values if isinstance(value, str)), None)
+
+    if keys.admits(header):
+        return route(call)
+    call.fail(codes.UNAUTHENTICATED, REFUSAL)
+    return NO_READER
 
 
 def _guarded(route: Route, api: RestrictedApi, call: Call) -> CallReader:

@@ -15,7 +15,7 @@ from cantata.runtime.frontends.grpc.inference import InferenceService
 from cantata.runtime.frontends.grpc.memory_service import MemoryService
 from cantata.runtime.frontends.grpc.options import GrpcOptions
 from cantata.runtime.frontends.grpc.reflection import ReflectionStream
-from cantata.runtime.frontends.grpc.restriction import restricted
+from cantata.runtime.frontends.grpc.restriction import keyed, restricted
 from cantata.runtime.frontends.grpc.service import ServerService
 from cantata.runtime.frontends.grpc.settings_service import SettingsService
 from cantata.runtime.frontends.grpc.unary import Handler, InferCall, UnaryCall
@@ -70,6 +70,7 @@ class GrpcServer:
         for path in reflection.PATHS:
             routes[path] = lambda call: ReflectionStream(self._loop, call).reader
         guarded = restricted(routes, self._options.restricted_protocols)
+        guarded = keyed(guarded, self._options.api_keys)
         return {path.encode(): route for path, route in guarded.items()}
 
     def _unary(self, handler: Handler, *, is_quick: bool = True) -> Route:

@@ -252,7 +252,7 @@ class Connection(asyncio.Protocol):
                 self._refuse(400, b"not a valid HTTP request")
         else:
             if self._in_head and self._head_size > self._connections.limits.max_header_size:
-                self._refuse(431, b"the request's head is too large")
+                self._refuse(_LONG_HEAD.status, _LONG_HEAD.text)
             elif self._chunk_count > MAX_CHUNKS:
                 self._refuse(400, b"the request's body has too many chunks")
 
@@ -304,6 +304,9 @@ class Connection(asyncio.Protocol):
         limits = self._connections.limits
         if len(exchange.headers) > limits.max_header_count:
             raise _RefusedError(431, b"the request has too many headers")
+        # What has come so far may hold the body too: only where it is long is the head measured by itself.
+        if self._head_size > limits.max_header_size and self._measured_head() > limits.max_header_size:
+            raise _LONG_HEAD
         self._in_head = False
         exchange.method = self._parser.get_method()
         exchange.url = self._url
@@ -321,6 +324,10 @@ class Connection(asyncio.Protocol):
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             else:
                 self._answer_early(exchange)
+
+    def _measured_head(self) -> int:
+        assert self._arriving is not None
+        return len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._arriving.headers)
 
     def on_chunk_complete(self) -> None:
         self._chunk_count += 1
@@ -468,4 +475,5 @@ class Connection(asyncio.Protocol):
             self.transport.write_eof()
 
 
+_LONG_HEAD: Final = _RefusedError(431, b"the request's head is too large")
 _TOO_LARGE: Final = _RefusedError(413, b"the request's body is too large")

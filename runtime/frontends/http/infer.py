@@ -51,7 +51,7 @@ class InferRoute:
         self._loop = loop
         self._loop_thread = threading.get_ident()
         self._forwarding = header_forwarding(options.header_forward_pattern)
-        self._restrictions = Restrictions(options.restricted_apis)
+        self._restrictions = Restrictions(options.restricted_apis, options.api_keys)
         # Set, from any thread, when no further request may be submitted.
         self.is_stopping = False
         self._arrived: list[tuple[Exchange, str, int]] = []
@@ -97,7 +97,7 @@ class InferRoute:
                 if refusal is None:
                     self._submit(exchange, model_name, model_version)
                 else:
-                    exchange.respond(403, JSON_HEADERS, error_body(refusal))
+                    exchange.respond(*refusal.answer())
             work.run()
 
     def _submit(self, exchange: Exchange, model_name: str, model_version: int) -> None:

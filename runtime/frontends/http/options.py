@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cantata.runtime.frontends.api_keys import ApiKeys
 from cantata.runtime.frontends.http.client_limits import ClientLimits
 from cantata.runtime.frontends.restricted_api import RestrictedApi
 from cantata.runtime.frontends.tls import TlsFiles
+from cantata.runtime.observe.metrics_options import MetricsOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +25,9 @@ class HttpOptions:
     # Request headers that match become request parameters; empty forwards none.
     header_forward_pattern: str = ""
     restricted_apis: tuple[RestrictedApi, ...] = ()
-    # Whether the metrics tell of the machine's processor and memory.
-    allow_cpu_metrics: bool = True
+    metrics: MetricsOptions = field(default_factory=MetricsOptions)
     limits: ClientLimits = field(default_factory=ClientLimits)
     # None serves plain HTTP. The metrics port shares the certificates where it uses TLS at all.
     tls: TlsFiles | None = None
     metrics_use_ssl: bool = False
+    api_keys: tuple[ApiKeys, ...] = ()

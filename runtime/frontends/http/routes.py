@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, unavailable, unsupported
+from cantata.runtime.frontends.api_keys import METRICS
 from cantata.runtime.frontends.http.documents import (
     index_document,
     model_metadata_document,
@@ -49,7 +50,7 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
     generating = GenerateEndpoints(server, options.max_input_size)
     settings = SettingsEndpoints(server)
     memory = MemoryEndpoints(server.shared_memory)
-    restrictions = Restrictions(options.restricted_apis)
+    restrictions = Restrictions(options.restricted_apis, options.api_keys)
 
     def route(method: str, path: str, category: str, endpoint: Endpoint) -> Route:
         made = Route(path, restrictions.guarded(category, endpoint), methods=[method])
@@ -117,7 +118,7 @@ def create_application(server: Server, options: HttpOptions) -> Starlette:
     return application
 
 
-def create_metrics_application(render: Callable[[], bytes]) -> Starlette:
+def create_metrics_application(render: Callable[[], bytes], restrictions: Restrictions) -> Starlette:
     """The application of the metrics port; `render` makes the text."""
 
     async def metrics(_request: Request) -> Response:
@@ -128,10 +129,11 @@ def create_metrics_application(render: Callable[[], bytes]) -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/metrics", metrics),
-            Route("/metrics/", metrics),
+            Route("/metrics", restrictions.guarded(METRICS, metrics)),
+            Route("/metrics/", restrictions.guarded(METRICS, metrics)),
             Route("/{path:path}", nothing),
-        ]
+        ],
+        exception_handlers={HTTPException: _http_error},
     )
 
 
@@ -252,7 +254,9 @@ async def _inference_error(_request: Request, error: Exception) -> Response:
 
 async def _http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(error.status_code, error.detail)
+    response = _error(error.status_code, error.detail)
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _our_error(_request: Request, _error_of_ours: Exception) -> Response:

@@ -26,8 +26,10 @@ from cantata.runtime.frontends.http.client_limits import ClientLimits
 from cantata.runtime.frontends.http.connection import Connection, Connections, Exchange
 from cantata.runtime.frontends.http.infer import InferRoute
 from cantata.runtime.frontends.http.options import HttpOptions
+from cantata.runtime.frontends.http.restriction import Restrictions
 from cantata.runtime.frontends.http.routes import create_application, create_metrics_application
-from cantata.runtime.observe.metrics import CpuFigures, MetricsText
+from cantata.runtime.observe.machine_metrics import MachineFigures
+from cantata.runtime.observe.metrics import MetricsText
 
 if TYPE_CHECKING:
     from cantata.runtime.server import Server
@@ -159,14 +161,17 @@ class HttpServer:
             self._http_handler = _HttpHandler(self._server, self._options, loop)
             handlers.append(self._http_handler)
         if self._options.metrics_port is not None:
-            cpu = CpuFigures.available() if self._options.allow_cpu_metrics else None
             metrics = MetricsText(
                 self._server.model_figures,
-                cpu,
+                MachineFigures.opened(self._options.metrics),
                 self._server.custom_metrics.lines,
                 self._server.admission.server,
+                self._server.cache_figures,
+                has_latency_counters=self._options.metrics.latencies.counters,
             )
-            handlers.append(_AsgiHandler(create_metrics_application(metrics.render), loop, _MAX_METRICS_BODY))
+            restrictions = Restrictions((), self._options.api_keys)
+            application = create_metrics_application(metrics.render, restrictions)
+            handlers.append(_AsgiHandler(application, loop, _MAX_METRICS_BODY))
         return handlers
 
     async def _end(self, grace_s: float) -> None:
@@ -247,6 +252,7 @@ class _HttpHandler:
         self._server = server
         self._admission = server.admission
         self._infer = InferRoute(server, options, loop)
+        self._restrictions = Restrictions(options.restricted_apis, options.api_keys)
         self._application = _AsgiHandler(create_application(server, options), loop, options.max_input_size)
         self._max_input_size = options.max_input_size
         # Infer addresses seen so far: the model's name and version, or None for an address of something else.
@@ -257,6 +263,8 @@ class _HttpHandler:
 
     def body_limit(self, exchange: Exchange) -> int | None:
         """None for binary tensors behind a JSON header, which have no limit: they are as large as they must be."""
+        if self._restrictions.are_any and self._is_refused(exchange):
+            return 0
         limit: int | None = self._max_input_size
         header_length = exchange.header(b"inference-header-content-length")
         if header_length not in (None, b"0") and exchange.header(b"content-encoding") is None:
@@ -273,6 +281,13 @@ class _HttpHandler:
             self._application.handle(exchange)
         else:
             self._infer.accept(exchange, *target)
+
+    def _is_refused(self, exchange: Exchange) -> bool:
+        """Whether it is an inference request of somebody who may not ask: that does not fill the memory either."""
+        return (
+            self._target(exchange.url) is not None
+            and self._restrictions.refusal("inference", exchange.header_text) is not None
+        )
 
     def _admit(self, exchange: Exchange, limit: int | None) -> None:
         """Have an inference request take what its body will need, before any of it is kept."""

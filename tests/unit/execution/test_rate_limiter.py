@@ -16,7 +16,8 @@ from cantata.grammars.model_config import (
     RateLimiterResource,
 )
 from cantata.runtime.errors import InferenceError, StatusCode
-from cantata.runtime.execution.limited_dispatch import instance_limits
+from cantata.runtime.execution.devices import place_by_group
+from cantata.runtime.execution.limited_dispatch import instance_limit
 from cantata.runtime.execution.rate_limiter import (
     EVERY_DEVICE,
     GLOBAL,
@@ -177,7 +178,8 @@ def test_limits_are_those_of_the_instance_s_group() -> None:
         ModelInstanceGroup(name="free", kind=InstanceKind.KIND_CPU, count=1),
     )
     limit = InstanceLimit({("R", 0): 4, ("G", GLOBAL): 2}, 3)
-    assert instance_limits(ModelConfig(name="m", instance_group=groups)) == [limit, limit, InstanceLimit({})]
+    limits = [instance_limit(*place) for place in place_by_group(ModelConfig(name="m", instance_group=groups))]
+    assert limits == [limit, limit, InstanceLimit({})]
 
 
 @given(

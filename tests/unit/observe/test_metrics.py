@@ -6,7 +6,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from cantata.runtime.observe.metrics import CpuFigures, MetricsText
+from cantata.runtime.observe.machine_metrics import CpuFigures, MachineFigures, Measured
+from cantata.runtime.observe.metrics import MetricsText
 from cantata.runtime.observe.snapshots import (
     InferStatistics,
     ModelFigures,
@@ -110,12 +111,16 @@ def proc_with(directory: Path, busy: int, idle: int) -> Path:
 
 def test_the_machines_figures_are_read_from_proc(tmp_path: Path) -> None:
     proc = proc_with(tmp_path / "proc", busy=100, idle=100)
-    metrics = MetricsText(list, CpuFigures.available(proc))
+    cpu = CpuFigures.available(proc)
+    assert cpu is not None
+    metrics = MetricsText(list, MachineFigures(Measured(cpu.read, 0), None, 512))
     proc_with(proc, busy=130, idle=170)
     assert scraped(metrics.render()) == {
         ("nv_cpu_utilization", ()): 0.3,
         ("nv_cpu_memory_total_bytes", ()): 100 * 1024,
         ("nv_cpu_memory_used_bytes", ()): 60 * 1024,
+        ("nv_pinned_memory_pool_total_bytes", ()): 512,
+        ("nv_pinned_memory_pool_used_bytes", ()): 0,
     }
     assert scraped(metrics.render())[("nv_cpu_utilization", ())] == 0
 

@@ -53,11 +53,9 @@ def test_the_document_lists_every_flag_as_it_is() -> None:
 
 
 def test_flags_without_effect_are_accepted_with_a_warning() -> None:
-    assert options(
-        "--http-thread-count=4", "--cache-config=local,size=1", "--cache-config=b,c=d"
-    ).warnings == (
+    assert options("--http-thread-count=4", "--host-policy=a,b=c", "--host-policy=d,e=f").warnings == (
         "--http-thread-count has no effect: each protocol is served by one thread",
-        "--cache-config has no effect: responses are not cached",
+        "--host-policy has no effect: left to the operating system",
     )
     assert options().warnings == ()
 
@@ -197,3 +195,45 @@ def test_what_cannot_be_meant_is_refused(argument: str, message: str) -> None:
     with pytest.raises(FlagError) as refused:
         options(argument)
     assert str(refused.value) == message
+
+
+def test_a_cache_is_described_by_the_last_value_of_each_setting() -> None:
+    values = ("--cache-config=local,size=1", "--cache-config", "local,size=2048")
+    assert options(*values).server.cache_config == {"local": {"size": "2048"}}
+    assert options("--response-cache-byte-size=77").server.cache_config == {"local": {"size": "77"}}
+    url = "--cache-config=redis,url=redis://host:1/0?ssl_cert_reqs=none"
+    assert options(url).server.cache_config == {"redis": {"url": "redis://host:1/0?ssl_cert_reqs=none"}}
+    assert options("--response-cache-byte-size=0").server.cache_config == options().server.cache_config == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--cache-config=local",
+            "No cache specified. --cache-config option format is <cache name>,<setting>=<value>. Got local",
+        ),
+        (
+            "--cache-config=local,size",
+            "--cache-config option format is '<cache name>,<setting>=<value>'. Got local,size",
+        ),
+        ("--cache-config=,size=1", "No cache specified"),
+        (
+            "--cache-config=local,size=9 --cache-config=redis,host=h",
+            "found multiple cache configurations, but only a single cache is currently supported",
+        ),
+        (
+            "--cache-config=local,size=9 --response-cache-byte-size=9",
+            "Incompatible flags --response-cache-byte-size and --cache-config both provided",
+        ),
+        ("--response-cache-byte-size=-1", "--response-cache-byte-size expects a number of bytes, got '-1'"),
+        ("--cache-config=local,size=abc", "cache 'local' expects a number of 'size', got 'abc'"),
+        ("--cache-config=local,size=0", "cache 'local' needs a 'size', in bytes: local,size=<bytes>"),
+        ("--cache-config=local,sise=4", "cache 'local' has no setting 'sise' (did you mean 'size'?)"),
+        ("--cache-config=redit,host=h", "unknown cache 'redit' (did you mean 'redis'?)"),
+        ("--cache-config=redis,port=1", "cache 'redis' needs a 'host' (and a 'port'), or a 'url'"),
+    ],
+)
+def test_a_cache_that_cannot_be_is_refused(arguments: str, message: str) -> None:
+    with pytest.raises(FlagError, match=re.escape(message)):
+        options(*arguments.split())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from cantata.runtime.frontends.grpc.http2.frames import ErrorCode
@@ -25,6 +26,10 @@ class LivingConnection(Protocol):
     @property
     def has_calls(self) -> bool: ...
 
+    @property
+    def last_call(self) -> int:
+        """The number of the call that was made last."""
+
     def ping(self, payload: bytes) -> None: ...
 
     def drain(self) -> None: ...
@@ -38,15 +43,15 @@ class Liveness:
     """`has_sent` is set by whoever sends headers or data: pings that follow those are never too many."""
 
     __slots__ = (
-        "_age_timer",
         "_connection",
+        "_handshake_timer",
         "_last_ping_s",
         "_last_received_s",
         "_loop",
         "_options",
         "_pings_without_data",
         "_strikes",
-        "_timer",
+        "_timers",
         "has_sent",
     )
 
@@ -61,23 +66,37 @@ class Liveness:
         self._last_ping_s: float | None = None
         self._strikes = 0
         self._pings_without_data = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._age_timer: asyncio.TimerHandle | None = None
+        self._handshake_timer: asyncio.TimerHandle | None = None
+        # The timers of keep-alive, age and idleness, by what they call.
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def start(self) -> None:
         """The connection is open."""
         options = self._options
         self._last_received_s = self._loop.time()
-        self._timer = self._loop.call_later(options.keepalive_time / 1000, self._look)
+        self._call_later("look", options.keepalive_time, self._look)
+        if options.handshake_timeout:
+            self._handshake_timer = self._loop.call_later(
+                options.handshake_timeout / 1000, self._connection.abort
+            )
         if options.max_connection_age:
-            age_s = options.max_connection_age / 1000 * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)
-            self._age_timer = self._loop.call_later(age_s, self._grow_old)
+            jitter = random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)
+            self._call_later("age", options.max_connection_age * jitter, self._grow_old)
+        if options.max_connection_idle:
+            self._call_later("idle", options.max_connection_idle, self._look_for_calls, 0)
+
+    def established(self) -> None:
+        """The client has said that it speaks HTTP/2."""
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
+            self._handshake_timer = None
 
     def stop(self) -> None:
         """The connection is closed."""
-        for timer in (self._timer, self._age_timer):
-            if timer is not None:
-                timer.cancel()
+        self.established()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
 
     def received(self) -> None:
         """Something came."""
@@ -104,17 +123,15 @@ class Liveness:
         """Ask, where nothing has come for `keepalive_time`."""
         options = self._options
         silent_s = self._loop.time() - self._last_received_s
-        remaining_s = options.keepalive_time / 1000 - silent_s
-        if remaining_s > 0:
-            self._timer = self._loop.call_later(remaining_s, self._look)
+        remaining_ms = options.keepalive_time - silent_s * 1000
+        if remaining_ms > 0:
+            self._call_later("look", remaining_ms, self._look)
         elif self._may_ping():
             self._pings_without_data += 1
             self._connection.ping(_PING)
-            self._timer = self._loop.call_later(
-                options.keepalive_timeout / 1000, self._judge, self._last_received_s
-            )
+            self._call_later("look", options.keepalive_timeout, self._judge, self._last_received_s)
         else:
-            self._timer = self._loop.call_later(options.keepalive_time / 1000, self._look)
+            self._call_later("look", options.keepalive_time, self._look)
 
     def _may_ping(self) -> bool:
         options = self._options
@@ -135,4 +152,16 @@ class Liveness:
         self._connection.drain()
         grace_ms = self._options.max_connection_age_grace
         if grace_ms:
-            self._age_timer = self._loop.call_later(grace_ms / 1000, self._connection.abort)
+            self._call_later("age", grace_ms, self._connection.abort)
+
+    def _look_for_calls(self, last_call: int) -> None:
+        """Close a connection that had no call for `max_connection_idle`, or for up to twice as long."""
+        connection = self._connection
+        if connection.has_calls or connection.last_call != last_call:
+            idle_ms = self._options.max_connection_idle
+            self._call_later("idle", idle_ms, self._look_for_calls, connection.last_call)
+        else:
+            connection.drain()
+
+    def _call_later(self, name: str, delay_ms: float, action: Callable[..., None], *arguments: object) -> None:
+        self._timers[name] = self._loop.call_later(delay_ms / 1000, action, *arguments)

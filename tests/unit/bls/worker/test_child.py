@@ -8,8 +8,9 @@ import sys
 PROGRAM = """
 import sys
 import cantata.bls.worker.child, cantata.bls.worker.launch
-print(*sorted(name for name in sys.modules if name.startswith(("cantata.grammars.model_config", "cantata.dag", "pydantic",
-    "lark", "networkx", "google.protobuf", "grpc", "starlette", "uvloop", "onnxruntime", "torch"))))
+unwanted = ("cantata.grammars.model_config", "cantata.dag", "pydantic", "lark", "networkx", "google.protobuf",
+    "grpc", "starlette", "uvloop", "onnxruntime", "torch")
+print(*sorted(name for name in sys.modules if name.startswith(unwanted)))
 """
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from cantata.runtime.frontends.grpc import core_calls
 from cantata.runtime.frontends.grpc.call_loop import CallLoop
 from cantata.runtime.frontends.grpc.core_calls import Call, Event
 from cantata.runtime.frontends.grpc.message_stream import MessageStream
@@ -44,6 +45,9 @@ class ManualLoop:
 
     def call_ended(self, _event: Event | None = None) -> None:
         self.ended += 1
+
+    def message_of(self, event: Event) -> bytes | None:
+        return core_calls.received_message(event)
 
 
 class Reader:

@@ -221,6 +221,7 @@ def test_a_client_that_waits_to_send_its_body_is_told_to(client: Client) -> None
         (b"nonsense\r\n\r\n", b"400"),
         (b"POST /p HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nX: " + b"x" * ClientLimits().max_header_size, b"431"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * ClientLimits().max_header_size + b"\r\n\r\n", b"431"),
         (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 257 + b"\r\n", b"431"),
         (b"POST / HTTP/1.1\r\nContent-Length: 2147483648\r\n\r\n", b"413"),
     ],
