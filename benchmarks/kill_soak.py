@@ -106,7 +106,9 @@ class Soak:
 
     def ends(self) -> int:
         """How many processes were ended so far."""
-        return len({line[0] for line in self.ledger_lines()} | {str(pid) for pid in self.killed_outside})
+        return len(
+            {line[0] for line in self.ledger_lines()} | {str(pid) for pid in list(self.killed_outside)}
+        )
 
     def ask(self, model: str, how: int, when: int, value: int) -> Answers:
         """Send a request; its answers come to what is returned."""

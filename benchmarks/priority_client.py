@@ -1,7 +1,7 @@
 """The client that `scheduling.py` runs for overload: two classes of requests at a given rate, answered or not.
 
-A quarter of the requests is urgent (priority 1). They are sent on time whatever becomes of those before. Prints how many
-a second were answered, and the 99th percentile of the urgent ones' latency in microseconds.
+A quarter of the requests is urgent (priority 1). They are sent on time whatever becomes of those before. Prints how
+many a second were answered, and the 99th percentile of the urgent ones' latency in microseconds.
 
     python benchmarks/priority_client.py localhost:8001 MODEL RATE SECONDS
 """

@@ -23,13 +23,16 @@ UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 LARGE_ELEMENTS = (16 << 20) // 4
 
 
-def request_of(model: str, array: np.ndarray, datatype: str) -> bytes:
+def request_of(model: str, array: np.ndarray, datatype: str, *, final: bool = False) -> bytes:
+    """A request as bytes; `final` asks for an empty last response where the model ends without one."""
     tensor = service_pb2.ModelInferRequest.InferInputTensor(
         name="INPUT", datatype=datatype, shape=array.shape
     )
     message = service_pb2.ModelInferRequest(
         model_name=model, inputs=[tensor], raw_input_contents=[array.tobytes()]
     )
+    if final:
+        message.parameters["triton_enable_empty_final_response"].bool_param = True
     data: bytes = message.SerializeToString()
     return data
 

@@ -46,6 +46,11 @@ class AsyncLoop:
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
+    @property
+    def has_tasks(self) -> bool:
+        """Whether something that was spawned has not ended."""
+        return bool(self._tasks)
+
     def close(self, timeout_s: float = _PATIENCE_S) -> None:
         """Cancel what still runs, wait for it to end, and end the thread.
 

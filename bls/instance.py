@@ -63,6 +63,8 @@ class PythonInstance:
         self._is_decoupled = is_decoupled
         self._execute: Callable[[list[InferenceRequest]], Any] = model_object.execute
         is_async = inspect.iscoroutinefunction(self._execute)
+        # In the thread that has the instance; a coroutine's are the loop's tasks.
+        self._is_executing = False
         self._notes = CallerNotes(is_async=is_async, makes_blocking_calls=is_decoupled and not is_async)
         self._open_streams = OpenStreams(outputs, is_decoupled, model.reaper)
         self._loop = AsyncLoop(name) if is_async else None
@@ -86,6 +88,11 @@ class PythonInstance:
         return self._loop is not None
 
     @property
+    def is_executing(self) -> bool:
+        """Whether `execute` runs."""
+        return self._is_executing if self._loop is None else self._loop.has_tasks
+
+    @property
     def has_readiness_hook(self) -> bool:
         """Whether the model has an `is_ready` of its own."""
         return self._readiness is not None
@@ -107,6 +114,7 @@ class PythonInstance:
         outer_loop = asyncio._get_running_loop()
         if outer_loop is not None:
             asyncio._set_running_loop(None)
+        self._is_executing = True
         try:
             returned = self._execute(requests)
         except BaseException as error:
@@ -114,6 +122,7 @@ class PythonInstance:
         else:
             self._settle(execution, requests, returned)
         finally:
+            self._is_executing = False
             if outer_loop is not None:
                 asyncio._set_running_loop(outer_loop)
             current_activity.reset(token)

@@ -79,6 +79,12 @@ class ProcessInstance:
         with self._lock:
             return ProcessFigures(self._deaths, self._restarts, self._timeouts)
 
+    @property
+    def is_executing(self) -> bool:
+        """See SenderHoldingInstance."""
+        process = self._process
+        return process is not None and process.is_executing
+
     def watch(self, on_change: Callable[[], None]) -> None:
         """See RestartingInstance."""
         self._on_change = on_change

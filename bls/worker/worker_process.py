@@ -83,6 +83,11 @@ class WorkerProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def is_executing(self) -> bool:
+        """Whether it has batches that have not ended."""
+        return self._batches.has_any
+
     def start(self, watch: ProcessWatch, shared: SharedFiles, command: Command) -> None:
         """Start the process and wait until its instance is initialized; raises InferenceError when it is not."""
         files = (

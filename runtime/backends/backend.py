@@ -128,6 +128,15 @@ class RestartingInstance(Protocol):
         """Why the instance cannot execute now, or None. Quick, and takes no lock."""
 
 
+@runtime_checkable
+class SenderHoldingInstance(Protocol):
+    """What an instance is besides whose model may hold a request after `execute` has returned, and for ever."""
+
+    @property
+    def is_executing(self) -> bool:
+        """Whether `execute` runs, or goes on in the background."""
+
+
 class LoadedModel(Protocol):
     """A model version whose shared parts (weights, code) are in memory."""
 

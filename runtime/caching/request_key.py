@@ -13,11 +13,12 @@ from typing import Final
 import numpy as np
 
 from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.observe.timeline import TIMELINE
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.tensor import Tensor
 
 # Parameters that reach a request and say only how, or when, its answer is sent.
-_OF_THE_ANSWER: Final = frozenset({"binary_data_output", "triton_enable_empty_final_response"})
+_OF_THE_ANSWER: Final = frozenset({"binary_data_output", "triton_enable_empty_final_response", TIMELINE})
 
 
 class RequestKey:

@@ -16,6 +16,7 @@ from cantata.runtime.backends.backend import (
     InstancePlacement,
     LoadedModel,
     SelfReportingInstance,
+    SenderHoldingInstance,
 )
 from cantata.runtime.execution.devices import place_by_group
 from cantata.runtime.execution.limited_dispatch import LimitedDispatch
@@ -68,6 +69,14 @@ class HostedInstances:
         self._placed: tuple[_Placed, ...] = ()
         # Those whose model says by itself whether it is ready.
         self.reporting: tuple[SelfReportingInstance, ...] = ()
+
+    @property
+    def only_hold_senders(self) -> bool:
+        """Whether nothing is executed: what is unanswered now depends on models that hold response senders."""
+        return all(
+            isinstance(instance, SenderHoldingInstance) and not instance.is_executing
+            for *_, instance in self._placed
+        )
 
     def prepare(self, config: ModelConfig) -> InstanceChange:
         """Make the instances that `config` has more; raises InferenceError, and leaves nothing, where that fails.

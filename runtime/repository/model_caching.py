@@ -111,6 +111,7 @@ class ModelCaching:
             order=ResponseOrder() if batching is not None and batching.preserve_ordering else None,
             policies=None if batching is None else queue_policies(batching),
             calls_nobody=tensors_only,
+            has_own_timeouts=bool(steps),
         )
         key = RequestKey(spec, load_identity, with_parameters=not tensors_only)
         return CachingScheduler(inner, key, self._parts, rules)

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Final
 
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.repository.model_version import ModelState, ModelVersion
@@ -18,6 +19,8 @@ from cantata.runtime.repository.model_version import ModelState, ModelVersion
 _log = logging.getLogger("cantata.repository")
 
 UNLOADED = "unloaded"
+# A model that is unloaded may hold a request's response sender without using it for this long.
+_PATIENCE_S: Final = 30.0
 
 
 class Retirement:
@@ -98,7 +101,7 @@ class Retirement:
 
     def _drain(self, version: ModelVersion) -> None:
         version.scheduler.stop()
-        version.scheduler.wait_until_idle(None)
+        self._wait_for_answers(version)
         _close(version)
         with self._lock:
             self._holders.subtract(version.depends_on)
@@ -106,6 +109,26 @@ class Retirement:
             free = self._take_free()
             self._threads.discard(threading.current_thread())
         self._start(free)
+
+
+    def _wait_for_answers(self, version: ModelVersion) -> None:
+        """Until every accepted request is answered, or nothing has been for long and nothing is executed any more.
+
+        What is left then are requests whose response senders the model holds; closing it fails them.
+        """
+        before = None
+        while not version.scheduler.wait_until_idle(_PATIENCE_S):
+            now = version.scheduler.statistics(version.name, str(version.version))
+            instances = version.instances
+            if now == before and instances is not None and instances.only_hold_senders:
+                _log.warning(
+                    "model '%s' version %d is unloaded with %d requests that it does not answer",
+                    version.name,
+                    version.version,
+                    version.scheduler.in_flight,
+                )
+                return
+            before = now
 
 
 def _close(version: ModelVersion) -> None:

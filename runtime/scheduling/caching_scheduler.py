@@ -21,7 +21,7 @@ from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.observe.cache_statistics import CacheCounter
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.observe.statistics import REASON_CANCELED, REASON_REJECTED
-from cantata.runtime.request import InferenceRequest
+from cantata.runtime.request import EXPIRED, InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.batcher import NEVER
 from cantata.runtime.scheduling.flight import Flight, Waiters
@@ -66,12 +66,13 @@ class CachingRules:
 
     `order` is given where answers must leave in the order of their requests; `policies` where the model's own queue has
     levels or timeouts, which then hold here too. `calls_nobody`: the model waits for no other, so that whoever calls it
-    may wait for it.
+    may wait for it. `has_own_timeouts`: a request's own timeout holds, as it does in an ensemble.
     """
 
     order: ResponseOrder | None
     policies: QueuePolicies | None
     calls_nobody: bool
+    has_own_timeouts: bool
 
 
 class _Nesting(threading.local):
@@ -169,6 +170,9 @@ class CachingScheduler:
         expires_ns = NEVER if policies is None else policies.rejects_at(request, now_ns)
         if request.deadline_ns and (expires_ns == NEVER or request.deadline_ns < expires_ns):
             expires_ns = request.deadline_ns
+        if self._rules.has_own_timeouts and request.timeout_us:
+            own_ns = now_ns + request.timeout_left_us(now_ns) * 1000
+            expires_ns = own_ns if expires_ns == NEVER else min(expires_ns, own_ns)
         if expires_ns != NEVER:
             self._timer.call_at(expires_ns, partial(self._expire, waiters, request))
 
@@ -356,10 +360,13 @@ class CachingScheduler:
             _nesting.depth -= 1
 
     def _cancel(self, waiters: Waiters, request: InferenceRequest) -> None:
-        self._leave(waiters, request, InferenceError(StatusCode.CANCELLED, ""), REASON_CANCELED)
+        if request.cancellation.has_expired:
+            self._expire(waiters, request)
+        else:
+            self._leave(waiters, request, InferenceError(StatusCode.CANCELLED, ""), REASON_CANCELED)
 
     def _expire(self, waiters: Waiters, request: InferenceRequest) -> None:
-        self._leave(waiters, request, unavailable("Request timeout expired"), REASON_REJECTED)
+        self._leave(waiters, request, unavailable(EXPIRED), REASON_REJECTED)
 
     def _leave(self, waiters: Waiters, request: InferenceRequest, error: InferenceError, reason: str) -> None:
         """Answer a request that waits no longer, if it still did; those that it waited with go on."""
@@ -439,7 +446,5 @@ class _Delivery:
 
 
 def _was_not_run(flight: Flight) -> bool:
-    answer = flight.answer
-    if answer is not None and answer.error is not None and answer.error.code is StatusCode.CANCELLED:
-        return True
-    return not flight.request.started_ns
+    request = flight.request
+    return request.cancellation.is_cancelled or not request.started_ns

@@ -106,7 +106,7 @@ class DynamicBatcher:
 
     def take(self, now_ns: int) -> Batch:
         dropped = self._drop_abandoned(now_ns)
-        if not self._formed or self.ready_at(now_ns) > now_ns:
+        if not self._formed or (self._delay_ns and self.ready_at(now_ns) > now_ns):
             return Batch([], 0, dropped)
         delay_is_over = self._delay_ns > 0 and now_ns - self._oldest_ns >= self._delay_ns
         count = self._marked if self._marked and not delay_is_over else self._formed
@@ -140,11 +140,11 @@ class DynamicBatcher:
 
     def _drop_abandoned(self, now_ns: int) -> list[InferenceRequest]:
         """Take abandoned requests out of the forming batch, and out of what then joins it."""
-        dropped = self.expire(now_ns)
+        dropped = [] if self._priorities is None else self.expire(now_ns)
         if self._is_stale:
             self._form()
         queue = self._queue
-        while any(is_abandoned(request, now_ns) for request in islice(queue, self._formed)):
+        while self._has_abandoned(now_ns):
             forming = list(islice(queue, self._formed))
             gone = [request for request in forming if is_abandoned(request, now_ns)]
             if isinstance(queue, PriorityQueue):
@@ -159,6 +159,13 @@ class DynamicBatcher:
                 self._removed.difference_update(gone)
             self._form()
         return dropped
+
+    def _has_abandoned(self, now_ns: int) -> bool:
+        # Written out: every request of every batch is looked at.
+        for request in islice(self._queue, self._formed):
+            if request.cancellation.is_cancelled or 0 < request.deadline_ns <= now_ns:
+                return True
+        return False
 
     def _add_by_priority(self, queue: PriorityQueue, request: InferenceRequest, now_ns: int) -> None:
         queue.add(request, now_ns)

@@ -6,6 +6,7 @@ ensemble's figures. Decides nothing about steps: that is `cantata.dag.run`'s.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -29,10 +30,12 @@ from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.observe.phases import EnsembleTimes, StepFigures
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.observe.statistics import REASON_OTHER, ComputeTimes, StatisticsCounter
-from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START, InferenceRequest
+from cantata.runtime.request import EXPIRED, SEQUENCE_END, SEQUENCE_START, InferenceRequest
 from cantata.runtime.response import InferenceResponse, ParameterValue
+from cantata.runtime.scheduling.expiry import Expiries
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
 from cantata.runtime.scheduling.step_limits import StepLimits
+from cantata.runtime.scheduling.timer import Timer
 from cantata.runtime.tensor import Tensor
 
 _Run: TypeAlias = EnsembleRun[Tensor, InferenceError]
@@ -61,6 +64,7 @@ class EnsembleScheduler:
         spec: ModelSpec,
         plan: Plan,
         step_models: Sequence[StepModel],
+        timer: Timer,
         statistics: StatisticsCounter | None = None,
     ) -> None:
         self.spec = spec
@@ -69,6 +73,7 @@ class EnsembleScheduler:
         if plan.max_inflight_requests:
             self.limits = StepLimits(plan.max_inflight_requests, len(step_models))
         self._plan = plan
+        self._expiries = Expiries(timer)
         self._in_flight = InFlight()
         self._lock = threading.Lock()
         self._statistics = StatisticsCounter() if statistics is None else statistics
@@ -79,6 +84,8 @@ class EnsembleScheduler:
         request.queued_ns = request.started_ns = monotonic_ns()
         if not self._in_flight.enter():
             raise unavailable(f"{request.described_id()}{STOPPED}")
+        if request.timeout_us:
+            self._expiries.add(request)
         _Flight(self, request, self._plan.pruned(request.requested_outputs)).start()
 
     def stop(self) -> None:
@@ -337,14 +344,14 @@ class _Flight:
             correlation_id=correlation_id,
             flags=flags,
             priority=request.priority,
-            timeout_us=request.timeout_us,
+            timeout_us=request.timeout_left_us(now_ns) if request.timeout_us else 0,
             deadline_ns=request.deadline_ns,
             parameters=request.parameters,
             cancellation=request.cancellation,
             waiting=request.waiting,
         )
         if request.trace is not None:
-            step_request.trace = request.trace.child(is_step=True)
+            step_request.trace = request.trace.child(step=step.index)
         return step_request
 
     def _advance(
@@ -384,6 +391,9 @@ class _Flight:
             run_step = steps.pop(0)
             if limits is None or limits.acquire(run_step.step.index, (self, run_step, origin)):
                 steps += self.dispatch(run_step, origin, now_ns)
+            else:
+                leave = functools.partial(self._withdraw, limits, (self, run_step, origin))
+                self._request.cancellation.add_listener(run_step, leave)
         if self._outbox:
             self._send_answers()
 
@@ -392,7 +402,19 @@ class _Flight:
         following = limits.release(run_step.step.index)
         if following is not None:
             flight, next_step, origin = following
+            flight._request.cancellation.remove_listener(next_step)
             flight._take_place(next_step, origin)
+
+    def _withdraw(self, limits: StepLimits[_WaitingStep], waiting: _WaitingStep) -> None:
+        """A step that waits for a place need not run any more."""
+        _, run_step, origin = waiting
+        if not limits.withdraw(run_step.step.index, waiting):
+            return
+        error = self._located(run_step, InferenceError(StatusCode.CANCELLED, ""))
+        with self._lock:
+            self._run.cancel()
+            steps = self._sort(self._run.step_failed(run_step, error))
+        self._carry_out(steps, origin, monotonic_ns())
 
     def _take_place(self, run_step: RunStep[Tensor], origin: _StepSender | None) -> None:
         """Run a step that has waited for a place."""
@@ -465,9 +487,12 @@ class _Flight:
     def _ending_error(self, error: InferenceError | RunStopped) -> InferenceError:
         if isinstance(error, InferenceError):
             return error
-        code = StatusCode.CANCELLED if error.reason is StopReason.CANCELLED else StatusCode.INVALID_ARG
+        code, text = StatusCode.INVALID_ARG, error.message
+        if error.reason is StopReason.CANCELLED:
+            has_expired = self._request.cancellation.has_expired
+            code, text = (StatusCode.UNAVAILABLE, EXPIRED) if has_expired else (StatusCode.CANCELLED, text)
         name = self._scheduler.spec.model_name
-        return InferenceError(code, f"in ensemble '{name}', {self._request.described_id()}{error.message}")
+        return InferenceError(code, f"in ensemble '{name}', {self._request.described_id()}{text}")
 
     def _located(self, run_step: RunStep[Tensor], error: InferenceError) -> InferenceError:
         step = run_step.step

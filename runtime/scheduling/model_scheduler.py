@@ -14,6 +14,7 @@ from cantata.runtime.backends.backend import BackendInstance, RestartingInstance
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, unavailable
 from cantata.runtime.execution.execution import Execution
+from cantata.runtime.execution.limited_dispatch import LimitedDispatch
 from cantata.runtime.execution.worker_pool import Dispatcher
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.observe.snapshots import ModelStatistics
@@ -24,10 +25,11 @@ from cantata.runtime.observe.statistics import (
     ComputeTimes,
     StatisticsCounter,
 )
-from cantata.runtime.request import InferenceRequest
+from cantata.runtime.request import EXPIRED, InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.batcher import NEVER, Batch, Batcher
 from cantata.runtime.scheduling.circular_waits import CircularWaits
+from cantata.runtime.scheduling.expiry import Expiries
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
 from cantata.runtime.scheduling.response_order import ResponseOrder
 from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
@@ -57,19 +59,22 @@ class ModelScheduler:
         self._batcher = batcher
         self._order = ResponseOrder() if preserves_order else None
         self._workers = workers
+        # What is about to run waits for resources where there are limits, and may leave until it has them.
+        self._is_limited = isinstance(workers, LimitedDispatch)
         self._timer = timer
+        self._expiries = Expiries(timer)
         self._lock = threading.Lock()
         self._statistics = StatisticsCounter() if statistics is None else statistics
         self._instances: list[ScheduledInstance] = []
         # Used as a stack: the instance that ran last runs next, and the others' memory stays cold.
         self._idle: list[ScheduledInstance] = []
+        # Those that get no further batch, and are not closed yet.
+        self._leaving: list[ScheduledInstance] = []
         # Since when there has been an idle instance, where there is one.
         self._free_ns = 0
         # How many reserved instances have not taken their batch yet.
         self._due = 0
         self._in_flight = InFlight()
-        # Those that get no further batch, and are not closed yet.
-        self._leaving: list[ScheduledInstance] = []
         self._waits = CircularWaits(spec.model_name)
         # When the timer will next look at the queue; NEVER if it will not.
         self._wake_ns = NEVER
@@ -79,23 +84,18 @@ class ModelScheduler:
     def add_instances(self, backend_instances: Sequence[BackendInstance]) -> None:
         """Take instances that are ready to execute."""
         scheduled = [ScheduledInstance(self, instance) for instance in backend_instances]
-        with self._lock:
-            self._instances += scheduled
-            self._idle += scheduled
-        for instance in scheduled:
-            if isinstance(instance.backend_instance, RestartingInstance):
         now_ns = monotonic_ns()
         ready: list[ScheduledInstance] = []
-                instance.backend_instance.watch(partial(self._look_at, instance, instance.backend_instance))
-
-    def enqueue(self, request: InferenceRequest) -> None:
-        """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
-        request.owner = self
+        with self._lock:
+            if not self._idle:
+                self._free_ns = now_ns
+            self._instances += scheduled
+            self._idle += scheduled
             while (instance := self._reserve(now_ns)) is not None:
                 ready.append(instance)
-        now_ns = monotonic_ns()
-        request.queued_ns = now_ns
-        if not self._in_flight.enter():
+        for instance in scheduled:
+            if isinstance(instance.backend_instance, RestartingInstance):
+                instance.backend_instance.watch(partial(self._look_at, instance, instance.backend_instance))
         for instance in ready:
             self._workers.dispatch(instance)
 
@@ -126,6 +126,13 @@ class ModelScheduler:
                 return
             self._leaving.remove(instance)
         instance.close(self._spec.model_name)
+
+    def enqueue(self, request: InferenceRequest) -> None:
+        """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
+        request.owner = self
+        now_ns = monotonic_ns()
+        request.queued_ns = now_ns
+        if not self._in_flight.enter():
             raise unavailable(f"{request.described_id()}{STOPPED}")
         try:
             with self._lock:
@@ -136,7 +143,7 @@ class ModelScheduler:
             raise
         if instance is not None:
             self._workers.dispatch(instance)
-        elif not is_due:
+        if self._is_limited or (instance is None and not is_due):
             # What an instance is about to take need not be watched: it looks for itself.
             request.cancellation.watch(request)
 
@@ -165,9 +172,33 @@ class ModelScheduler:
             if request.queued_ns < instance.reserved_ns:
                 request.batch_wait_ns = instance.reserved_ns - max(request.queued_ns, instance.free_ns)
             request.cancellation.unwatch(request)
+            if request.timeout_us:
+                self._expiries.add(request)
         execution = Execution(self._spec, batch.requests, batch.size, start_ns, self._finish_later, instance)
         is_over = instance.execute(execution)
         self._end_batch(instance, execution, is_over)
+
+    def warm_up(
+        self,
+        backend_instance: BackendInstance,
+        requests: list[InferenceRequest],
+        added: Sequence[Mapping[str, Tensor]],
+    ) -> None:
+        """Run validated requests as one batch in an instance that serves nobody yet, and count them like all others.
+
+        `added` are inputs beside those that requests can have, for each. They are answered when this returns, or later.
+        """
+        start_ns = monotonic_ns()
+        for request, inputs in zip(requests, added, strict=True):
+            request.inputs.update(inputs)
+            request.owner = self
+            request.queued_ns = request.started_ns = start_ns
+            self._in_flight.enter()
+        size = sum(request.batch_size for request in requests)
+        instance = ScheduledInstance(self, backend_instance)
+        execution = Execution(self._spec, requests, size, start_ns, self._finish_later, instance)
+        if instance.execute(execution):
+            self._finish_later(execution)
 
     def stop(self) -> None:
         """Refuse new requests from now on; those accepted go on."""
@@ -208,28 +239,6 @@ class ModelScheduler:
         """How many requests failed, by reason."""
         with self._lock:
             return dict(self._statistics.failures)
-    def warm_up(
-        self,
-        backend_instance: BackendInstance,
-        requests: list[InferenceRequest],
-        added: Sequence[Mapping[str, Tensor]],
-    ) -> None:
-        """Run validated requests as one batch in an instance that serves nobody yet, and count them like all others.
-
-        `added` are inputs beside those that requests can have, for each. They are answered when this returns, or later.
-        """
-        start_ns = monotonic_ns()
-        for request, inputs in zip(requests, added, strict=True):
-            request.inputs.update(inputs)
-            request.owner = self
-            request.queued_ns = request.started_ns = start_ns
-            self._in_flight.enter()
-        size = sum(request.batch_size for request in requests)
-        instance = ScheduledInstance(self, backend_instance)
-        execution = Execution(self._spec, requests, size, start_ns, self._finish_later, instance)
-        if instance.execute(execution):
-            self._finish_later(execution)
-
 
     def pending(self) -> int:
         """How many requests wait for an instance."""
@@ -301,24 +310,24 @@ class ModelScheduler:
             if not self._idle:
                 self._free_ns = now_ns
             self._idle.append(instance)
+        elif instance.left is not None:
+            instance.left.set()
 
     def _look_at(self, instance: ScheduledInstance, backend_instance: RestartingInstance) -> None:
         """An instance has gone away or come back. With the last one goes what is queued: it would wait for nothing."""
         abandoned: list[InferenceRequest] = []
         with self._lock:
+            if instance not in self._instances:
+                return
             error = backend_instance.unavailability()
             was_away, instance.is_away = instance.is_away, error is not None
             if not self._idle:
                 self._free_ns = monotonic_ns()
-        elif instance.left is not None:
-            instance.left.set()
             if instance.is_away is not was_away and not instance.is_reserved:
                 (self._idle.remove if instance.is_away else self._idle.append)(instance)
             if not all(other.is_away for other in self._instances):
                 self.unavailability = None
             elif error is not None:
-            if instance not in self._instances:
-                return
                 text = f"model '{self._spec.model_name}' has no instance that runs until it is restarted: "
                 self.unavailability = unavailable(text + error.message)
                 abandoned = self._drain()
@@ -404,11 +413,11 @@ class ModelScheduler:
 
     def _answer_dropped(self, dropped: list[InferenceRequest]) -> None:
         for request in dropped:
-            if request.cancellation.is_cancelled:
+            if request.cancellation.is_cancelled and not request.cancellation.has_expired:
                 error = InferenceError(StatusCode.CANCELLED, "")
                 self._refuse(request, error, REASON_CANCELED)
             else:
-                self._refuse(request, unavailable("Request timeout expired"), REASON_REJECTED)
+                self._refuse(request, unavailable(EXPIRED), REASON_REJECTED)
 
     def _refuse(self, request: InferenceRequest, error: InferenceError, reason: str) -> None:
         """Answer a request that leaves the queue without running."""

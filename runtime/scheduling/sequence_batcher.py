@@ -115,6 +115,15 @@ class SequenceBatcher:
         """A lane's instance has failed as a whole: with it go the sequences that it has begun."""
         self._lanes[lane].abandon(now_ns)
 
+    def cancelled(self, request: InferenceRequest, now_ns: int) -> None:
+        """Nobody waits for `request` any more: if it is a sequence's next and has not begun, the sequence is dropped.
+
+        Any lane may have become ready.
+        """
+        if not self._table.cancelled(request):
+            for lane in self._lanes:
+                lane.cancelled(request, now_ns)
+
     def expire(self, now_ns: int) -> None:
         """End the sequences that are idle, and drop those that have waited too long for a slot.
 

@@ -46,6 +46,9 @@ class Lane(Protocol):
     def closed(self, sequence: Sequence, now_ns: int) -> None:
         """A sequence in one of the slots has been closed other than by a request."""
 
+    def cancelled(self, request: InferenceRequest, now_ns: int) -> None:
+        """Nobody waits for `request` any more, and it has not begun: if it is a sequence's next, that is dropped."""
+
     def queued(self) -> int:
         """How many requests have had their turn and wait for the instance."""
 
@@ -121,6 +124,9 @@ class DirectLane:
         if not sequence.waiting and self._slots[sequence.slot] is sequence:
             self._release(sequence.slot, now_ns)
 
+    def cancelled(self, request: InferenceRequest, now_ns: int) -> None:
+        self._drop_abandoned(now_ns)
+
     def queued(self) -> int:
         return 0
 
@@ -153,7 +159,7 @@ class DirectLane:
                     continue
             turns.append(Turn(request, sequence))
             sequence.waiting.popleft()
-            sequence.is_running = True
+            sequence.has_turn = True
         self._table.waiting_count -= len(turns) - turns.count(None)
         self._tidy(now_ns)
         return turns
@@ -282,6 +288,17 @@ class OldestLane:
         if not self._is_busy[sequence.slot]:
             self._go_on(sequence, now_ns)
 
+    def cancelled(self, request: InferenceRequest, now_ns: int) -> None:
+        turn = self._issued.get(request)
+        if turn is not None:
+            self._batcher.remove(request)
+            self._drop_issued(request, DropReason.CANCELLED, DropReason.CANCELLED, now_ns)
+            return
+        for sequence in self.sequences():
+            if sequence.waiting and sequence.waiting[0] is request:
+                self._table.drop(sequence, DropReason.CANCELLED, DropReason.CANCELLED)
+                self.closed(sequence, now_ns)
+
     def queued(self) -> int:
         return len(self._batcher)
 
@@ -298,11 +315,14 @@ class OldestLane:
 
     def finished(self, turns: Turns, now_ns: int) -> None:
         for turn in turns:
-            if turn is not None:
-                del self._issued[turn.request]
-                self._is_busy[turn.sequence.slot] = False
-                self._table.ran(turn.sequence, now_ns)
-                self._go_on(turn.sequence, now_ns)
+            if turn is None:
+                continue
+            request, sequence = turn
+            del self._issued[request]
+            self._is_busy[sequence.slot] = False
+            self._table.ran(sequence, now_ns)
+            if sequence.waiting or sequence.is_closed:
+                self._go_on(sequence, now_ns)
 
     def abandon(self, now_ns: int) -> None:
         lost = self.sequences()
@@ -359,7 +379,7 @@ class OldestLane:
             self._prepare(request, sequence)
             self._issued[request] = Turn(request, sequence)
             self._is_busy[slot] = True
-            sequence.is_running = True
+            sequence.has_turn = True
             self._batcher.add(request, now_ns)
 
     def _release(self, slot: int, now_ns: int) -> None:

@@ -28,6 +28,7 @@ from cantata.runtime.observe.statistics import (
 from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START, InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.batcher import NEVER
+from cantata.runtime.scheduling.expiry import Expiries
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
 from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
 from cantata.runtime.scheduling.sequence_batcher import SequenceBatcher
@@ -63,16 +64,17 @@ class SequenceScheduler:
         self._inputs = inputs
         self._workers = workers
         self._timer = timer
+        self._expiries = Expiries(timer)
         self._lock = threading.Lock()
         self._statistics = StatisticsCounter() if statistics is None else statistics
         # By lane, both.
         self._instances: list[ScheduledInstance] = []
         self._is_idle: list[bool] = []
-        self._lanes: dict[ScheduledInstance, int] = {}
-        self._in_flight = InFlight()
         # Those that get no further sequence, and those of them that are closed.
         self._leaving: list[ScheduledInstance] = []
         self._gone: set[ScheduledInstance] = set()
+        self._lanes: dict[ScheduledInstance, int] = {}
+        self._in_flight = InFlight()
         # When the timer will next look at the lanes, and at what may expire; NEVER if it will not.
         self._batch_wake_ns = NEVER
         self._expiry_wake_ns = NEVER
@@ -97,8 +99,6 @@ class SequenceScheduler:
         for instance in ready:
             self._workers.dispatch(instance)
 
-    def enqueue(self, request: InferenceRequest) -> None:
-        """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
     def remove_instances(self, backend_instances: Collection[BackendInstance]) -> list[ScheduledInstance]:
         """Give these instances no further sequence; each is to be closed by `close_removed`."""
         with self._lock:
@@ -127,6 +127,8 @@ class SequenceScheduler:
             self._gone.add(instance)
         instance.close(self._spec.model_name)
 
+    def enqueue(self, request: InferenceRequest) -> None:
+        """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
         self._inputs.check(request)
         request.owner = self
         now_ns = monotonic_ns()
@@ -143,6 +145,7 @@ class SequenceScheduler:
                 lane = self._batcher.add(request, now_ns)
                 if lane != BACKLOG:
                     instance = self._reserve(lane, now_ns)
+                request.queue = self
                 if self._expiry_wake_ns == NEVER or request.timeout_us:
                     self._wake_for_expiry()
                 dropped = self._batcher.take_dropped()
@@ -159,6 +162,21 @@ class SequenceScheduler:
         self._answer(dropped)
         if instance is not None:
             self._workers.dispatch(instance)
+        request.cancellation.watch(request)
+
+    def cancelled(self, request: InferenceRequest) -> None:
+        """Drop a request and its sequence, if it is the next there and has not begun (RequestQueue)."""
+        now_ns = monotonic_ns()
+        with self._lock:
+            if request.queue is None:
+                return
+            request.queue = None
+            self._batcher.cancelled(request, now_ns)
+            ready = self._reserve_all(now_ns)
+            dropped = self._batcher.take_dropped()
+        self._answer(dropped)
+        for instance in ready:
+            self._workers.dispatch(instance)
 
     def run_instance(self, instance: ScheduledInstance) -> None:
         """Run one batch in a reserved instance, answer its requests, and see what comes next. Never raises."""
@@ -166,11 +184,15 @@ class SequenceScheduler:
         lane = self._lanes[instance]
         with self._lock:
             turns = [] if instance.is_away else self._batcher.take(lane, start_ns)
+            for turn in turns:
+                if turn is not None:
+                    turn.request.queue = None
             dropped = self._batcher.take_dropped()
             again = None
             if not turns:
                 self._rest(lane, start_ns)
                 again = self._reserve(lane, start_ns)
+                self._notice_left()
         self._answer(dropped)
         if not turns:
             if again is not None:
@@ -192,7 +214,6 @@ class SequenceScheduler:
         get as such. They are answered when this returns, or later. One that is to run again ends here: it has run.
         """
         start_ns = monotonic_ns()
-                self._notice_left()
         turns: Turns = []
         for request, inputs in zip(requests, added, strict=True):
             sequence = LiveSequence(request.correlation_id)
@@ -237,6 +258,7 @@ class SequenceScheduler:
         with self._lock:
             waiting = self._batcher.drain()
             instances, self._instances = self._instances, []
+            gone = frozenset(self._gone)
         for request in waiting:
             self._refuse(request, unavailable(f"{request.described_id()}Server is stopping"), REASON_REJECTED)
         for instance in instances:
@@ -259,7 +281,6 @@ class SequenceScheduler:
             return dict(self._statistics.failures)
 
     def pending(self) -> int:
-            gone = frozenset(self._gone)
         """How many requests wait: for a slot, for their turn, or for an instance."""
         with self._lock:
             return len(self._batcher)
@@ -298,6 +319,9 @@ class SequenceScheduler:
             requests = [turn.request for turn in turns if turn is not None]
         for request in requests:
             request.started_ns = start_ns
+            request.cancellation.unwatch(request)
+            if request.timeout_us:
+                self._expiries.add(request)
             if request.queued_ns < instance.reserved_ns:
                 request.batch_wait_ns = instance.reserved_ns - max(request.queued_ns, instance.free_ns)
         finish = functools.partial(self._finish_later, instance, turns)
@@ -348,9 +372,19 @@ class SequenceScheduler:
                 self.unavailability = unavailable(text + error.message)
             next_instance = self._reserve(lane, now_ns)
             dropped = self._batcher.take_dropped()
+            self._notice_left()
         self._answer(dropped)
         if next_instance is not None:
             self._workers.dispatch(next_instance)
+
+    def _notice_left(self) -> None:
+        """Tell who waits for instances to be left by their last sequence; the caller holds the lock."""
+        for instance in tuple(self._leaving):
+            lane = self._lanes[instance]
+            if self._is_idle[lane] and self._batcher.is_drained(lane):
+                self._leaving.remove(instance)
+                assert instance.left is not None
+                instance.left.set()
 
     def _wake(self, armed_ns: int) -> None:
         with self._lock:
@@ -372,20 +406,10 @@ class SequenceScheduler:
         """Have the timer call `_expire`; the caller holds the lock."""
         self._expiry_wake_ns = time_ns
         self._timer.call_at(time_ns, functools.partial(self._expire, time_ns, has_grace))
-            self._notice_left()
 
     def _expire(self, armed_ns: int, has_grace: bool) -> None:
         now_ns = monotonic_ns()
         with self._lock:
-    def _notice_left(self) -> None:
-        """Tell who waits for instances to be left by their last sequence; the caller holds the lock."""
-        for instance in tuple(self._leaving):
-            lane = self._lanes[instance]
-            if self._is_idle[lane] and self._batcher.is_drained(lane):
-                self._leaving.remove(instance)
-                assert instance.left is not None
-                instance.left.set()
-
             if armed_ns != self._expiry_wake_ns:
                 return
             if has_grace and (grace := grace_ns(now_ns - armed_ns)):
@@ -396,6 +420,7 @@ class SequenceScheduler:
             ready = self._reserve_all(now_ns)
             self._wake_for_expiry()
             dropped = self._batcher.take_dropped()
+            self._notice_left()
         for instance in ready:
             self._workers.dispatch(instance)
         self._answer(dropped)
@@ -420,7 +445,6 @@ class SequenceScheduler:
         """End a batch that went on in the background."""
         is_instance_free = self._batcher.is_exclusive(self._lanes[instance])
         self._finish(instance, turns, execution, monotonic_ns(), is_instance_free=is_instance_free)
-            self._notice_left()
 
     def _finish(
         self,
@@ -441,6 +465,7 @@ class SequenceScheduler:
         rescheduled = execution.rescheduled_requests()
         for request in rescheduled:
             request.queued_ns = end_ns
+            request.queue = self
         lane = self._lanes[instance]
         with self._lock:
             self._batcher.finished(lane, turns, rescheduled, end_ns)
@@ -448,9 +473,13 @@ class SequenceScheduler:
                 self._rest(lane, end_ns)
             next_instance = self._reserve(lane, end_ns)
             dropped = self._batcher.take_dropped()
+            if self._leaving:
+                self._notice_left()
         self._answer(dropped)
         if next_instance is not None:
             self._workers.dispatch(next_instance)
+        for request in rescheduled:
+            request.cancellation.watch(request)
 
     def _count(self, turns: Turns, execution: Execution, end_ns: int) -> None:
         """Count a batch, and its requests that are answered with it; the caller holds the lock."""
@@ -473,8 +502,6 @@ class SequenceScheduler:
         self._in_flight.leave(answered)
 
     def _answer(self, dropped: Collection[Dropped]) -> None:
-            if self._leaving:
-                self._notice_left()
         """Answer requests that will not run."""
         for request, reason in dropped:
             if reason is DropReason.CANCELLED:
@@ -494,6 +521,8 @@ class SequenceScheduler:
             # Its model has answered between two iterations.
             return
         request.owner = None
+        request.queue = None
+        request.cancellation.unwatch(request)
         with self._lock:
             self._statistics.count_failure(request, error.code, reason, monotonic_ns())
         self._in_flight.leave()

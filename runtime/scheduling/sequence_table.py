@@ -55,8 +55,8 @@ class Dropped(NamedTuple):
 class Sequence:
     """Requests with one correlation id, from the one that starts it to the one that ends it.
 
-    `lane` and `slot` say where it runs: both are fixed from the moment it has them. `is_running` says that a request of
-    it has had its turn and is not over, `is_closed` that no further request will come: it ended, or was ended.
+    `lane` and `slot` say where it runs: both are fixed from the moment it has them. `has_turn` says that a request of it
+    has had its turn and is not over, `is_closed` that no further request will come: it ended, or was ended.
     `states` and `id_tensor` are not looked at here: they are what the model's next execution is given, and live
     exactly as long as the sequence.
     """
@@ -64,9 +64,9 @@ class Sequence:
     __slots__ = (
         "correlation_id",
         "expires_ns",
+        "has_turn",
         "id_tensor",
         "is_closed",
-        "is_running",
         "lane",
         "last_ns",
         "slot",
@@ -80,8 +80,8 @@ class Sequence:
         self.lane = BACKLOG
         self.slot = 0
         self.is_closed = False
-        self.is_running = False
-        # When a request of it last came or was over; for idleness.
+        self.has_turn = False
+        # When it got its slot, or a request of it was over; for idleness.
         self.last_ns = 0
         # When it has waited too long for a slot; 0 for never.
         self.expires_ns = 0
@@ -129,7 +129,7 @@ class SequenceTable:
         """Whether requests of that sequence need no START."""
         return correlation_id in self._live
 
-    def add_slots(self, lane: int, count: int) -> list[Sequence]:
+    def add_slots(self, lane: int, count: int, now_ns: int) -> list[Sequence]:
         """Take a new lane's slots; returns the sequences from the backlog that have got one of them."""
         for slot in range(count):
             heapq.heappush(self._free, (slot, lane))
@@ -137,7 +137,7 @@ class SequenceTable:
         while self._backlog and self._free:
             sequence, _ = self._backlog.popitem(last=False)
             slot, lane = heapq.heappop(self._free)
-            placed.append(self._placed(sequence, lane, slot, sequence.last_ns))
+            placed.append(self._placed(sequence, lane, slot, now_ns))
         return placed
 
     def close_lane(self, lane: int) -> None:
@@ -170,18 +170,15 @@ class SequenceTable:
     def append(self, sequence: Sequence, request: InferenceRequest, now_ns: int) -> None:
         """Queue one more request of a live sequence, or the next iteration of one."""
         sequence.waiting.append(request)
-        sequence.last_ns = now_ns
         self.waiting_count += 1
         if sequence.lane == BACKLOG:
             self._note_expiry(sequence, request, now_ns)
-        elif sequence in self._active:
-            self._active.move_to_end(sequence)
 
     def ran(self, sequence: Sequence, now_ns: int) -> None:
         """The request of a sequence that had its turn is over: it is idle from now on, unless more wait."""
-        sequence.is_running = False
-        sequence.last_ns = now_ns
+        sequence.has_turn = False
         if sequence in self._active:
+            sequence.last_ns = now_ns
             self._active.move_to_end(sequence)
 
     def close(self, sequence: Sequence) -> None:
@@ -211,8 +208,23 @@ class SequenceTable:
             return True
         return False
 
+    def cancelled(self, request: InferenceRequest) -> bool:
+        """Drop the sequence that waits for a slot and whose next request is `request`; False where there is none."""
+        sequence = self._live.get(request.correlation_id)
+        if sequence is None or sequence not in self._backlog or sequence.waiting[0] is not request:
+            # It may have got its last request, or there may be a newer one of that name.
+            waiting = (each for each in self._backlog if each.waiting[0] is request)
+            sequence = next(waiting, None)
+        if sequence is None:
+            return False
+        del self._backlog[sequence]
+        self.drop(sequence, DropReason.CANCELLED, DropReason.CANCELLED)
+        return True
+
     def next_for_slot(self, lane: int, slot: int, now_ns: int) -> Sequence | None:
         """A slot is free: the sequence that gets it, or None, and it stays free."""
+        if lane in self._closed_lanes:
+            return None
         while self._backlog:
             sequence, _ = self._backlog.popitem(last=False)
             if not self.drop_if_abandoned(sequence, now_ns):
@@ -223,8 +235,6 @@ class SequenceTable:
     def expire(self, now_ns: int) -> list[Sequence]:
         """Drop what has waited too long for a slot, and close what is idle; returns the sequences that were idle."""
         expiries = self._expiries
-        if lane in self._closed_lanes:
-            return None
         while expiries and expiries[0][0] <= now_ns:
             expires_ns, _, sequence = heapq.heappop(expiries)
             if sequence in self._backlog and sequence.expires_ns == expires_ns:
@@ -235,7 +245,7 @@ class SequenceTable:
             sequence = next(iter(self._active))
             if sequence.last_ns + self._max_idle_ns > now_ns:
                 break
-            if sequence.is_running or sequence.waiting:
+            if sequence.has_turn or sequence.waiting:
                 # It waits for us, not for its client.
                 sequence.last_ns = now_ns
                 self._active.move_to_end(sequence)

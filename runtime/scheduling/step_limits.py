@@ -34,6 +34,13 @@ class StepLimits(Generic[T]):
             self._condition.notify_all()
         return following
 
+    def withdraw(self, step: int, item: T) -> bool:
+        """Take `item` out of those that wait for a place; False where it has got one."""
+        with self._condition:
+            is_out = self._limiters[step].withdraw(item)
+            self._condition.notify_all()
+        return is_out
+
     def wait_for_room(self, cancellation: Cancellation) -> None:
         """Block until no step has requests waiting for a place, or the request is cancelled."""
         key = object()

@@ -55,7 +55,7 @@ def swapped() -> InferenceRequest:
         request(requested_outputs=("X", "Y")),
         request(correlation_id=5, flags=3),
         request(parameters={}),
-        request(parameters={"binary_data_output": True}),
+        request(parameters={"binary_data_output": True, "cantata_timeline": True}),
         swapped(),
         request(a=np.array([[1.0, 9.0], [2.0, 9.0]])[:, 0]),
     ],

@@ -72,6 +72,7 @@ def test_when_a_leader_is_cancelled_the_next_leads(caching: Caching, was_running
     requests = run(caching, 1.0, 1.0, 1.0)
     if was_running:
         caching.inner.started(requests[0])
+    requests[0].cancellation.cancel()
     caching.inner.fail(requests[0], CANCELLED)
     assert caching.inner.running == requests[1:2]
     [late] = run(caching, 1.0)
@@ -95,6 +96,28 @@ def test_a_waiter_that_is_cancelled_leaves_alone(caching: Caching) -> None:
     assert caching.scheduler.failures()["CANCELED"] == 1
     assert caching.figures()[1] == 1
     assert caching.scheduler.in_flight == 0
+
+
+def test_a_waiter_whose_own_time_is_over_leaves_alone() -> None:
+    caching = Caching(has_own_timeouts=True)
+    leader, waiter = caching.enqueue(1.0), caching.enqueue(1.0, timeout_us=50)[0]
+    [(at_ns, _)] = caching.timer.calls
+    assert at_ns <= waiter.queued_ns + 50_000
+    waiter.cancellation.expire()
+    assert values_of(waiter) == "Request timeout expired"
+    assert caching.scheduler.failures()["REJECTED"] == 1
+    caching.inner.answer(leader[0], 7.0)
+    assert caching.scheduler.in_flight == 0
+
+
+def test_when_a_leaders_own_time_is_over_the_next_leads() -> None:
+    caching = Caching()
+    leader, waiter = caching.enqueue(1.0, 1.0)
+    caching.inner.started(leader)
+    leader.cancellation.expire()
+    caching.inner.fail(leader, CANCELLED)
+    assert values_of(leader) == "Request timeout expired"
+    assert caching.inner.running == [waiter]
 
 
 def test_a_waiter_is_not_cancelled_with_what_it_waits_for(caching: Caching) -> None:
