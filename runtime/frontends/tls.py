@@ -18,8 +18,8 @@ class TlsFiles:
     root_cert: str = ""
     is_mutual: bool = False
 
-    def context(self) -> ssl.SSLContext:
-        """The context of a server; raises OSError, saying what will not do."""
+    def context(self, protocol: str) -> ssl.SSLContext:
+        """The context of a server of `protocol`; raises OSError, saying what will not do."""
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -28,7 +28,7 @@ class TlsFiles:
                 context.load_verify_locations(self.root_cert)
         except (OSError, ValueError) as error:
             names = ", ".join(name for name in (self.server_cert, self.server_key, self.root_cert) if name)
-            raise OSError(f"HTTP cannot use TLS with {names or 'no certificate'}: {error}") from error
+            raise OSError(f"{protocol} cannot use TLS with {names or 'no certificate'}: {error}") from error
         if self.is_mutual:
             context.verify_mode = ssl.CERT_REQUIRED
         return context

@@ -12,7 +12,6 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Final
 
 import uvloop
@@ -26,6 +25,7 @@ from cantata.runtime.frontends.grpc.connection import Connection
 from cantata.runtime.frontends.grpc.http2.frames import ErrorCode
 from cantata.runtime.frontends.grpc.options import GrpcOptions
 from cantata.runtime.frontends.listening import bound_socket
+from cantata.runtime.frontends.tls import TlsFiles
 
 _log = logging.getLogger("cantata.grpc")
 
@@ -259,17 +259,7 @@ class CallLoop:
 
 
 def _tls_context(options: GrpcOptions) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    files = TlsFiles(options.server_cert, options.server_key, options.root_cert, options.use_ssl_mutual)
+    context = files.context("gRPC")
     context.set_alpn_protocols(["h2"])
-    try:
-        for file_name in filter(None, (options.server_cert, options.server_key, options.root_cert)):
-            # OpenSSL's own errors do not say which file they are about.
-            Path(file_name).read_bytes()
-        context.load_cert_chain(options.server_cert, options.server_key)
-        if options.use_ssl_mutual:
-            context.verify_mode = ssl.CERT_REQUIRED
-        if options.root_cert:
-            context.load_verify_locations(options.root_cert)
-    except OSError as error:
-        raise OSError(f"gRPC cannot use TLS: {error}") from error
     return context

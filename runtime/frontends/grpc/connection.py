@@ -311,19 +311,15 @@ class Connection(asyncio.BufferedProtocol):
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "DATA for a call that was never made")
 
     def _count_received(self, call: Call | None, size: int) -> None:
-        """Give the client's windows back what it has used of them, when it is much."""
+        """Give the client's windows back what it has used of them, when it is much: what comes is taken at once."""
         self._unreturned += size
         if self._unreturned > CONNECTION_WINDOW // 2:
-            if self._unreturned > CONNECTION_WINDOW:
-                raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window allows")
             self._control(frames.window_update_frame(0, self._unreturned))
             self._unreturned = 0
         if call is None:
             return
         call.unreturned += size
         if call.unreturned > CALL_WINDOW // 2:
-            if call.unreturned > CALL_WINDOW:
-                raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window allows")
             self._control(frames.window_update_frame(call.stream_id, call.unreturned))
             call.unreturned = 0
 

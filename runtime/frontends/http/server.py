@@ -116,7 +116,7 @@ class HttpServer:
     def _tls_contexts(self) -> list[ssl.SSLContext | None]:
         """The TLS context of each port, None for a plain one; raises OSError where a certificate will not do."""
         options = self._options
-        context = None if options.tls is None else options.tls.context()
+        context = None if options.tls is None else options.tls.context("HTTP")
         contexts = [] if options.port is None else [context]
         if options.metrics_port is not None:
             contexts.append(context if options.metrics_use_ssl else None)
