@@ -119,12 +119,17 @@ def write_repeat(directory: Path) -> None:
 
 def write_large(directory: Path, size: int) -> None:
     """An identity model for tensors of `size` bytes, in a process of its own on every server."""
+    write_identity_of(directory, size)
+    with (directory / "config.pbtxt").open("a") as config:
+        config.write('parameters { key: "EXECUTION_ISOLATION" value: { string_value: "process" } }\n')
+
+
+def write_identity_of(directory: Path, size: int) -> None:
+    """An identity model for tensors of `size` bytes, where each server puts it."""
     (directory / "1").mkdir(parents=True)
     (directory / "1" / "model.py").write_text(_IDENTITY.lstrip())
-    elements = size // 4
     (directory / "config.pbtxt").write_text(
         'backend: "python"\n'
-        f'input [ {{ name: "INPUT" data_type: TYPE_FP32 dims: [ {elements} ] }} ]\n'
-        f'output [ {{ name: "OUTPUT" data_type: TYPE_FP32 dims: [ {elements} ] }} ]\n'
-        'parameters { key: "EXECUTION_ISOLATION" value: { string_value: "process" } }\n'
+        'input [ { name: "INPUT" data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
+        'output [ { name: "OUTPUT" data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
     )

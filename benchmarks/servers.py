@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,8 @@ class RunningServer:
 
 def ours(repository: Path, ports: Ports) -> list[str]:
     flags = [f"--http-port={ports.http}", f"--grpc-port={ports.grpc}", f"--metrics-port={ports.metrics}"]
+    # As real Triton 2.51 does unasked.
+    flags.append("--allow-client-shm=true")
     return [sys.executable, "-m", "cantata", "serve", f"--model-repository={repository}", *flags]
 
 
@@ -78,10 +80,13 @@ def why_no_peer() -> str:
 
 
 @contextmanager
-def running(name: str, repository: Path) -> Iterator[RunningServer]:
-    """The server called `name` in COMMANDS, serving `repository` inside the block."""
+def running(name: str, repository: Path, flags: Sequence[str] = ()) -> Iterator[RunningServer]:
+    """The server called `name` in COMMANDS, serving `repository` inside the block; `flags` are added to its own."""
     ports = _free_ports()
     command = COMMANDS[name](repository, ports)
+    if name == "triton" and flags:
+        command.append("--")
+    command += flags
     started = time.perf_counter()
     # Away from our own modules: a server of its own must not find them in the folder that it is started in.
     silent = subprocess.DEVNULL

@@ -93,11 +93,13 @@ class Request:
 
     @property
     def seconds_left(self) -> float | None:
-        """How long somebody waits for the answer; None without a limit. 0 or less when it comes too late."""
+        """How long somebody waits for the answer, by the client's deadline or the request's timeout.
+
+        None without a limit. 0 or less when it comes too late.
+        """
         received = self._request._received
-        if received is None or not received.deadline_ns:
-            return None
-        return (received.deadline_ns - monotonic_ns()) / 1e9
+        ends_ns = 0 if received is None else received.ends_ns
+        return (ends_ns - monotonic_ns()) / 1e9 if ends_ns else None
 
     @property
     def is_cancelled(self) -> bool:

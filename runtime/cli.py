@@ -31,6 +31,8 @@ usage:
   cantata check DIR [DIR ...] [--format text|json]     validate repositories, serving nothing
   cantata graph DIR NAME [--format mermaid|dot|svg|text]    draw an ensemble
   cantata --version
+
+Flags without a command are those of serve: what starts tritonserver can start cantata in its place.
 """
 
 _CHECK_FLAGS = (
@@ -59,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(VERSION)
         return 0
-    command, *rest = words
+    # As tools and scripts start tritonserver.
+    command, *rest = words if not words[0].startswith("-") else ("serve", *words)
     try:
         match command:
             case "serve":

@@ -6,8 +6,11 @@ and iterating. Everything else is `runtime.server`'s.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
+import contextlib
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +28,13 @@ from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.options import ServerOptions
 from cantata.runtime.repository.check import check_repositories
-from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START, InferenceRequest, ResponseSender
+from cantata.runtime.request import (
+    SEQUENCE_END,
+    SEQUENCE_START,
+    Cancellation,
+    InferenceRequest,
+    ResponseSender,
+)
 from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.server import Server
 from cantata.runtime.tensor import Tensor, tensor_of_array
@@ -171,7 +180,7 @@ class EmbeddedServer:
         sequence_id: int | str = 0,
         sequence_start: bool = False,
         sequence_end: bool = False,
-    ) -> Iterator[Outputs]:
+    ) -> OutputStream:
         """Run a model that answers any number of times, and yield each answer as it comes.
 
         A reader that is slow slows the model down; one that stops reading (closes the iterator) cancels the request.
@@ -181,7 +190,7 @@ class EmbeddedServer:
         _place(request, sequence_id, sequence_start, sequence_end)
         sender.watch(request)
         self.core.submit(request)
-        return _read_stream(sender, request)
+        return OutputStream(sender, request)
 
     def _refuse_decoupled(self, model_name: str, version: int) -> None:
         if self.core.model(model_name, version).is_decoupled:
@@ -292,12 +301,46 @@ class _StreamSender:
             self._changed.notify_all()
 
 
-def _read_stream(sender: _StreamSender, request: InferenceRequest) -> Iterator[Outputs]:
-    try:
-        while (response := sender.next_response()) is not None:
-            yield _arrays(response)
-    finally:
-        request.cancellation.cancel()
+class OutputStream(Iterator[Outputs]):
+    """The answers of one request. Closing or dropping it, even before the first, cancels the request."""
+
+    def __init__(self, sender: _StreamSender, request: InferenceRequest) -> None:
+        self._sender = sender
+        # Only what it takes to cancel: a request that is over is not kept for its stream.
+        self._cancellation = request.cancellation
+        self._drop = weakref.finalize(self, _cancel_elsewhere, self._cancellation)
+        # The program's end is not the reader's.
+        self._drop.atexit = False
+
+    def __next__(self) -> Outputs:
+        response = self._sender.next_response() if self._drop.alive else None
+        if response is None:
+            self._drop.detach()
+            raise StopIteration
+        try:
+            return _arrays(response)
+        except InferenceError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._drop.detach() is not None:
+            self._cancellation.cancel()
+
+    def __enter__(self) -> OutputStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _cancel_elsewhere(cancellation: Cancellation) -> None:
+    """Cancel on a thread that holds no lock: what is dropped may be dropped anywhere, by the collector of cycles."""
+    with contextlib.suppress(RuntimeError):
+        _thread.start_new_thread(cancellation.cancel, ())
 
 
 def _tensor(spec: ModelSpec, name: str, value: npt.ArrayLike) -> Tensor:

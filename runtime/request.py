@@ -274,6 +274,14 @@ class InferenceRequest:
         self.trace: Trace | None = None
         self._finished = False
 
+    @property
+    def ends_ns(self) -> int:
+        """From when on nobody waits for the answer, by the deadline or the timeout; 0 where there is neither."""
+        if not self.timeout_us:
+            return self.deadline_ns
+        ends_ns = self.received_ns + self.timeout_us * 1000
+        return min(ends_ns, self.deadline_ns) if self.deadline_ns else ends_ns
+
     def timeout_left_us(self, now_ns: int) -> int:
         """What is left of its timeout, for the requests that it leads to: at least 1. 0 without a timeout."""
         if not self.timeout_us:

@@ -141,7 +141,7 @@ def _metrics_options(flags: _Flags) -> MetricsOptions:
     if interval_ms < 0:
         raise FlagError(f"--metrics-interval-ms expects a number of milliseconds, got '{interval_ms}'")
     return MetricsOptions(
-        latencies=_latency_options(flags)[0],
+        has_latency_counters=_latency_options(flags)[0].counters,
         allow_cpu=flags.truth("allow-cpu-metrics"),
         allow_gpu=flags.truth("allow-gpu-metrics"),
         interval_ms=interval_ms,

@@ -158,6 +158,14 @@ class CustomMetrics:
                 if not family.users:
                     del self._families[family.name]
 
+    def values(self, family_name: str) -> list[tuple[dict[str, str], float]]:
+        """The values of a family of counters or gauges, with their labels; none where there is no such family."""
+        with self._lock:
+            family = self._families.get(family_name)
+            if family is None:
+                return []
+            return [(dict(labels), series.value) for labels, series in family.series.items()]
+
     def lines(self) -> list[str]:
         """All families in Prometheus' text format, by name."""
         with self._lock:

@@ -6,7 +6,7 @@ Owns their names and defaults (reference, sections 8 and 9). Knows no metric's v
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 # Quantiles, each with the share of observations by which it may miss.
@@ -27,9 +27,9 @@ class LatencyOptions:
 
 @dataclass(frozen=True, slots=True)
 class MetricsOptions:
-    """Named as tritonserver's flags. What is told of the machine is measured once in `interval_ms` at most."""
+    """What the metrics port tells. The figures of the machine are measured once in `interval_ms` at most."""
 
-    latencies: LatencyOptions = field(default_factory=LatencyOptions)
+    has_latency_counters: bool = True
     allow_cpu: bool = True
     allow_gpu: bool = True
     interval_ms: int = 2000

@@ -101,6 +101,8 @@ def test_an_ensemble_is_drawn_with_its_types_and_shapes(
     ("arguments", "message"),
     [
         (["chekc"], "cantata: unknown command 'chekc'; did you mean 'check'?"),
+        (["--http-prot=1"], "cantata: unknown flag --http-prot; did you mean '--http-port'?"),
+        (["--model-repository=/nowhere"], "server] cannot read model repository '/nowhere'"),
         (["check"], "cantata: check needs the directory of a model repository"),
         (
             ["check", "/nowhere"],

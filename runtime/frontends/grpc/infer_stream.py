@@ -29,7 +29,7 @@ from cantata.runtime.frontends.grpc.response_order import Place, ResponseOrder
 from cantata.runtime.frontends.grpc.wire import MalformedMessageError
 from cantata.runtime.frontends.status_codes import GRPC_CODES
 from cantata.runtime.observe.trace import GRPC
-from cantata.runtime.request import Cancellation, InferenceRequest
+from cantata.runtime.request import Cancellation, InferenceRequest, LinkedCancellation
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.shared_memory import RegionLease
 
@@ -47,7 +47,7 @@ class InferStream:
         self._error_ends_call = any(
             key == _ERROR_ENDS_CALL and value == "true" for key, value in self._metadata
         )
-        # Shared by all requests of the stream: they are only ever cancelled together.
+        # Shared by all requests of the stream: those without a timeout are only ever cancelled together.
         self._cancellation = Cancellation()
         if service.compresses:
             service.compress(call)
@@ -107,11 +107,15 @@ class InferStream:
     ) -> InferenceRequest:
         memory = self._service.server.shared_memory
         try:
-            return build_request(
+            made = build_request(
                 decoded, version, sender, received_ns, self._deadline_ns, self._cancellation, memory
             )
         finally:
             sender.regions = decoded.regions
+        if made.timeout_us:
+            # The end of its time is not the end of the others'.
+            made.cancellation = sender.cancellation = LinkedCancellation(self._cancellation)
+        return made
 
     def on_half_close(self) -> None:
         with self._stream.lock:
@@ -184,6 +188,7 @@ class _StreamedRequest:
         "_model_name",
         "_model_version",
         "_stream",
+        "cancellation",
         "classes",
         "has_entered",
         "id",
@@ -203,8 +208,12 @@ class _StreamedRequest:
         self.wants_empty_final = False
         self.classes: RequestedClasses | None = None
         self.regions: RegionLease | None = None
+        # Its own, where it has one.
+        self.cancellation: LinkedCancellation | None = None
 
     def send(self, response: InferenceResponse | None, final: bool) -> None:
+        if final and self.cancellation is not None:
+            self.cancellation.unlink()
         if response is None:
             self.release_regions()
             message = None

@@ -16,7 +16,7 @@ _WINDOW_BITS: Final[dict[bytes, int]] = {b"gzip": zlib.MAX_WBITS | 16, b"deflate
 _CODINGS: Final = (b"identity", b"deflate", b"gzip")
 
 
-def decompressed(body: bytes | bytearray, encoding: bytes, limit: int) -> bytes | bytearray:
+def decompressed(body: bytes | memoryview, encoding: bytes, limit: int) -> bytes | memoryview:
     """`body` without its `Content-Encoding`; raises InferenceError when it cannot be read or passes `limit` bytes."""
     if encoding in (b"", b"identity"):
         return body

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 import httptools
+import numpy as np
 
 from cantata.runtime.admission import ByteLease
 from cantata.runtime.clock import monotonic_ns
@@ -26,6 +27,8 @@ MAX_PIPELINED: Final = 16
 # nothing.
 MIN_PREALLOCATED: Final = 128 << 10
 MAX_PREALLOCATED: Final = 256 << 20
+# What native code may expect of a tensor's address.
+_ALIGNMENT: Final = 64
 
 _STATUS_LINES: Final[dict[int, bytes]] = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus
@@ -83,7 +86,7 @@ class Exchange:
         self.url = url
         self.headers: list[tuple[bytes, bytes]] = []
         self.sent_names: list[bytes] = []
-        self.body: bytes | bytearray = b""
+        self.body: bytes | memoryview = b""
         self.body_size = 0
         self.keep_alive = True
         self.is_disconnected = False
@@ -95,7 +98,8 @@ class Exchange:
 
     def refuse(self, error: InferenceError) -> None:
         """Keep nothing of its body, and answer it with `error` when it has been read."""
-        self.refusal = error
+        # Its traceback holds what led here, which holds this: memory that nothing but the collector would free.
+        self.refusal = error.with_traceback(None)
         self.release()
 
     def release(self) -> None:
@@ -209,7 +213,7 @@ class Connection(asyncio.Protocol):
         self._in_head = True
         self._url = b""
         # The body so far: in its place if its length was said and is large, else in pieces.
-        self._buffer: bytearray | None = None
+        self._buffer: memoryview | None = None
         self._pieces: list[bytes] = []
         self._body_limit: int | None = None
         self._chunk_count = 0
@@ -318,7 +322,7 @@ class Connection(asyncio.Protocol):
             raise _TOO_LARGE
         fits = self._body_limit is None or length <= self._body_limit
         if MIN_PREALLOCATED < length <= MAX_PREALLOCATED and fits:
-            self._buffer = bytearray(length)
+            self._buffer = _aligned_memory(length, exchange.header(b"inference-header-content-length"))
         if self._current is None and (exchange.header(b"expect") or b"").lower() == b"100-continue":
             if exchange.refusal is None:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -473,6 +477,14 @@ class Connection(asyncio.Protocol):
         self._is_lingering = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
+
+
+def _aligned_memory(size: int, json_size: bytes | None) -> memoryview:
+    """Memory for a body, aligned where its tensors begin: behind as much JSON as the header says."""
+    start = int(json_size) if json_size is not None and json_size.isdigit() else 0
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    shift = -(memory.ctypes.data + start) % _ALIGNMENT
+    return memory.data[shift : shift + size]
 
 
 _LONG_HEAD: Final = _RefusedError(431, b"the request's head is too large")

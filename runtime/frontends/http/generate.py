@@ -20,6 +20,7 @@ from cantata.runtime.errors import InferenceError, invalid_argument
 from cantata.runtime.frontends.http.asgi import LEASE
 from cantata.runtime.frontends.http.errors import checked_version, error_body, status_of
 from cantata.runtime.frontends.http.generate_codec import decode_generate_request, encode_generate_response
+from cantata.runtime.frontends.http.load_report import FORMAT_HEADER, load_report
 from cantata.runtime.observe.trace import HTTP
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
@@ -98,7 +99,12 @@ class GenerateEndpoints:
                 raise response.error
         if len(responses) != 1:
             raise invalid_argument(_NOT_ONE_RESPONSE)
-        return Response(encode_generate_response(responses[0]), headers={"content-type": "application/json"})
+        report = load_report(
+            request.headers.get(FORMAT_HEADER), self._server.custom_metrics, request.path_params["model"]
+        )
+        return Response(
+            encode_generate_response(responses[0]), headers={"content-type": "application/json", **report}
+        )
 
     async def generate_stream(self, request: Request) -> Response:
         events = self._events(request)

@@ -82,7 +82,7 @@ class InferBody:
 
 
 def decode_infer_request(
-    body: bytes | bytearray,
+    body: bytes | memoryview,
     header_length: bytes | None,
     spec: ModelSpec,
     max_size: int,
@@ -208,13 +208,11 @@ class _InputReader:
                 return tensor_of_json(name, datatype, shape, entry["data"], self._max_size)
             case "binary_data_size":
                 size = unsigned(parameters["binary_data_size"], "binary_data_size")
-                return tensor_of_raw(datatype, shape, self._take(name, size))
+                return _aligned(tensor_of_raw(datatype, shape, self._take(name, size)))
             case _:
                 regions = _regions_of(self._decoded, self._memory)
                 raw = regions.input(*_region_part(parameters))
-                tensor = tensor_of_raw(datatype, shape, raw)
-                # Native code may rely on alignment, and any offset may be asked for.
-                return tensor if tensor.array.flags.aligned else Tensor(datatype, tensor.array.copy())
+                return _aligned(tensor_of_raw(datatype, shape, raw))
 
     def _take(self, name: str, size: int) -> memoryview:
         start, end = self._offset, self._offset + size
@@ -225,6 +223,11 @@ class _InputReader:
             )
         self._offset = end
         return self._binary[start:end]
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor where native code can read it: it may rely on alignment, and offsets are the client's choice."""
+    return tensor if tensor.array.flags.aligned else Tensor(tensor.datatype, tensor.array.copy())
 
 
 def _shape(name: str, entries: list[Any]) -> tuple[int, ...]:
@@ -269,7 +272,7 @@ def _region_part(parameters: _Object) -> tuple[str, int, int]:
 # A raw binary request.
 
 
-def _decode_raw(body: bytes | bytearray, spec: ModelSpec, max_size: int) -> InferBody:
+def _decode_raw(body: bytes | memoryview, spec: ModelSpec, max_size: int) -> InferBody:
     if len(spec.inputs) != 1:
         raise _refused(
             f"Raw request must only have 1 input (found 1) to be deduced but got {len(spec.inputs)} inputs "

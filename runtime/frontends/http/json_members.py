@@ -14,12 +14,13 @@ from cantata.runtime.errors import InferenceError, invalid_argument
 from cantata.runtime.response import ParameterValue
 
 
-def parse_json(text: bytes | bytearray) -> object:
+def parse_json(text: bytes | memoryview) -> object:
     """The value that `text` is; NaN and infinities are read too. Raises InferenceError with the position."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         problem = f"failed to parse the request JSON buffer: {error.msg} at {error.pos}"
+    text = bytes(text)
     if b"NaN" in text or b"Inf" in text:
         try:
             return json.loads(text)

@@ -167,7 +167,7 @@ class HttpServer:
                 self._server.custom_metrics.lines,
                 self._server.admission.server,
                 self._server.cache_figures,
-                has_latency_counters=self._options.metrics.latencies.counters,
+                has_latency_counters=self._options.metrics.has_latency_counters,
             )
             restrictions = Restrictions((), self._options.api_keys)
             application = create_metrics_application(metrics.render, restrictions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
+import numpy as np
 import pytest
 
 from cantata.runtime.clock import monotonic_ns
@@ -135,6 +136,14 @@ def test_a_large_body_is_whole_however_it_comes(client: Client, size: int) -> No
     assert client.taken[0].body == body[:size]
     client.taken[0].respond(200, b"", b"")
     assert client.taken[1].body == b""
+
+
+def test_large_tensors_behind_json_are_aligned(client: Client) -> None:
+    size = 2 * MIN_PREALLOCATED
+    client.send(post(bytes(size), b"Inference-Header-Content-Length: 101\r\n"))
+    body = client.taken[0].body
+    assert len(body) == size
+    assert np.frombuffer(body, np.uint8)[101:].ctypes.data % 64 == 0
 
 
 def test_a_length_that_lies_takes_no_memory(client: Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 
+import numpy as np
 import pytest
 
 from cantata.runtime.datatypes import DataType
@@ -56,11 +57,17 @@ def test_json_data_becomes_a_tensor() -> None:
     assert decoded.inputs["IN"].array.tolist() == [[1, 2]]
 
 
-def test_binary_data_becomes_a_view_of_the_body() -> None:
-    decoded = decode({"inputs": [BINARY_INPUT]}, RAW)
-    array = decoded.inputs["IN"].array
+@pytest.mark.parametrize("shift", range(4))
+def test_binary_data_becomes_a_view_of_the_body_where_that_is_aligned(shift: int) -> None:
+    text = json.dumps({"inputs": [BINARY_INPUT]}).encode()
+    memory = np.frombuffer(bytearray(len(text) + len(RAW) + 8), np.uint8)
+    start = -(memory.ctypes.data + len(text)) % 4 + shift
+    body = memory.data[start : start + len(text) + len(RAW)]
+    body[:] = text + RAW
+    array = decode_infer_request(body, b"%d" % len(text), SPEC, LIMIT, MEMORY).inputs["IN"].array
     assert array.tolist() == [[1, 2]]
-    assert not array.flags.owndata
+    assert array.flags.aligned
+    assert array.flags.owndata is (shift != 0)
 
 
 def test_binary_and_json_inputs_may_be_mixed_and_binary_ones_come_in_order() -> None:
