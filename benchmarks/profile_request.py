@@ -3,7 +3,7 @@
 Runs the server in this process and a stock client in another. First without probes, for what a request costs in all:
 CPU time of the process, by request. Then with a probe around each stage's functions: CPU time inside a function, less
 what its own probed callees took, less what the probes themselves cost. What is left of the whole is spent outside
-Python functions of ours: in C-core, the event loop, system calls and the hand-over between threads.
+Python functions of ours: in the event loop, system calls and the hand-over between threads.
 
     python benchmarks/profile_request.py [--model ensemble] [--clients 4] [--calls 4000]
 """
@@ -26,8 +26,9 @@ import models
 
 from cantata import Server
 from cantata.bls.instance import PythonInstance
-from cantata.runtime.frontends.grpc import core_calls, unary
-from cantata.runtime.frontends.grpc.call_loop import CallLoop
+from cantata.runtime.frontends.grpc import unary
+from cantata.runtime.frontends.grpc.call import Call
+from cantata.runtime.frontends.grpc.connection import Connection as GrpcConnection
 from cantata.runtime.frontends.grpc.options import GrpcOptions
 from cantata.runtime.frontends.grpc.server import GrpcServer
 from cantata.runtime.frontends.http import infer
@@ -63,13 +64,14 @@ EXECUTION = [
 ]
 STAGES = {
     "grpc": [
-        Probe("take the call", CallLoop, "_on_call"),
-        Probe("take the message", unary.InferCall, "_on_message"),
+        Probe("read frames", GrpcConnection, "buffer_updated"),
+        Probe("take the message", unary.InferCall, "on_message"),
         Probe("decode", unary, "decode_infer_message"),
         Probe("decode", unary, "build_request"),
         *EXECUTION,
         Probe("encode", unary, "encode_infer_response"),
-        Probe("send", core_calls, "reply"),
+        Probe("frame the answer", Call, "answer"),
+        Probe("write", GrpcConnection, "flush"),
     ],
     "http": [
         Probe("parse HTTP", Connection, "data_received"),
@@ -164,7 +166,7 @@ def profile(protocol: str, url: str, model: str, clients: int, calls: int) -> No
         own_us = (stopwatch.own_ns[stage] - count * (inside_ns + outside_ns)) / calls / 1e3
         known_us += own_us
         print(f"  {stage:44}{own_us:8.1f}   {count / calls:5.2f} times")
-    print(f"  {'C-core, event loop, system calls, threads':44}{whole_us - known_us:8.1f}")
+    print(f"  {'event loop, system calls, threads':44}{whole_us - known_us:8.1f}")
     print(f"  {'CPU time in all':44}{whole_us:8.1f}", flush=True)
 
 

@@ -262,7 +262,9 @@ def exchanged(front_end: GrpcServer, sent: bytes) -> bytes:
         return received
 
 
-@pytest.mark.parametrize(("kind", "length"), [(DATA, (1 << 20) + 1), (HEADERS, 70_000), (SETTINGS, 1 << 24 - 1)])
+@pytest.mark.parametrize(
+    ("kind", "length"), [(DATA, (1 << 20) + 1), (HEADERS, 70_000), (SETTINGS, 1 << 24 - 1)]
+)
 def test_frames_that_are_too_long_are_refused_by_their_length(
     client: Http2Client, kind: int, length: int
 ) -> None:

@@ -403,7 +403,7 @@ def test_servers_may_be_started_and_closed_again_and_again() -> None:
             assert client.infer("identity", four()).as_numpy("OUT").tolist() == FOUR.tolist()
 
 
-# Which of the two is imported first decides how C-core reads its sockets.
+# In either order: the client brings gRPC's own library into the process.
 @pytest.mark.parametrize("imported_first", ["cantata.runtime.frontends.grpc.server", "tritonclient.grpc"])
 def test_a_process_that_never_closes_its_server_ends_all_the_same(imported_first: str) -> None:
     program = f"""

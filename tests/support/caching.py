@@ -153,7 +153,9 @@ class Caching:
         self.cache: Any = RemoteCache() if is_remote else LocalCache(1 << 20)
         threads = self.threads if is_remote else None
         parts = CachingParts(self.cache, cast(Any, threads), cast(Any, self.timer), self.workers)
-        rules = CachingRules(ResponseOrder() if is_ordered else None, policies, calls_nobody, has_own_timeouts)
+        rules = CachingRules(
+            ResponseOrder() if is_ordered else None, policies, calls_nobody, has_own_timeouts
+        )
         key = RequestKey(identity_spec(), b"load", with_parameters=True)
         self.scheduler = CachingScheduler(self.inner, key, parts, rules)
         self._ids = 0

@@ -1,1 +1,1 @@
-"""The gRPC front-end: the KServe v2 service, health and reflection, on gRPC's C-core."""
+"""The gRPC front-end: the KServe v2 service, health and reflection, over our own HTTP/2."""

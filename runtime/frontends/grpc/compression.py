@@ -37,7 +37,8 @@ def decompressed(data: bytes | memoryview, encoding: str, max_size: int) -> byte
     if len(message) > max_size:
         raise MessageError(
             codes.RESOURCE_EXHAUSTED,
-            f"the compressed message unpacks to more than the {max_size} bytes that --grpc-max-decompressed-size allows",
+            f"the compressed message unpacks to more than the {max_size} bytes that "
+            "--grpc-max-decompressed-size allows",
         )
     if not decompressor.eof:
         raise MessageError(codes.INTERNAL, "a message cannot be decompressed: it ends too early")

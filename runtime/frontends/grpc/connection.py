@@ -98,9 +98,7 @@ class Connection(asyncio.BufferedProtocol):
 
     transport: asyncio.Transport
 
-    def __init__(
-        self, owner: ConnectionOwner, options: GrpcOptions, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, owner: ConnectionOwner, options: GrpcOptions, loop: asyncio.AbstractEventLoop) -> None:
         self._owner = owner
         self._liveness = Liveness(self, options, loop)
         self.max_message_size = options.max_message_size
@@ -340,7 +338,9 @@ class Connection(asyncio.BufferedProtocol):
             self._on_settings(stream_id, flags, payload)
         elif kind == CONTINUATION:
             self._on_continuation(stream_id, flags, payload)
-        elif kind == frames.PUSH_PROMISE or (kind in (PRIORITY, GOAWAY) and (stream_id == 0) != (kind == GOAWAY)):
+        elif kind == frames.PUSH_PROMISE or (
+            kind in (PRIORITY, GOAWAY) and (stream_id == 0) != (kind == GOAWAY)
+        ):
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "a frame that a client may not send")
 
     # Headers.

@@ -6,7 +6,7 @@ parsed once and remembered by its bytes. Knows nothing of what the fields mean.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from google.protobuf.message import DecodeError
 
@@ -131,7 +131,7 @@ def _decode(message: bytes | memoryview) -> InferMessage:
                 else memoryview(message)[start:position]
             )
             continue
-        part: bytes = bytes(message[start:position]) if is_view else message[start:position]
+        part = cast(bytes, bytes(message[start:position]) if is_view else message[start:position])
         if tag == _INPUTS:
             decoded.inputs.append(_input_header(part))
         elif tag == _OUTPUTS:

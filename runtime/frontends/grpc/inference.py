@@ -63,7 +63,9 @@ class InferenceService:
         """Have the call's answers compressed, if its client can read that."""
         encoding = chosen_encoding(call.head.accepted_encodings)
         if encoding:
-            call.compress_with(encoding, partial(compressed, encoding=encoding, level=self._compression_level))
+            call.compress_with(
+                encoding, partial(compressed, encoding=encoding, level=self._compression_level)
+            )
 
     def received(self, size: int) -> None:
         """Learn from the size of a message; on the loop's thread."""

@@ -222,6 +222,4 @@ class InferCall:
         if self._lease is not None:
             self._lease.release()
         trailers = retry_trailers(error.retry_after_s)
-        self._service.loop.run_here(
-            partial(self._call.fail, GRPC_CODES[error.code], error.message, trailers)
-        )
+        self._service.loop.run_here(partial(self._call.fail, GRPC_CODES[error.code], error.message, trailers))

@@ -178,7 +178,9 @@ def test_limits_are_those_of_the_instance_s_group() -> None:
         ModelInstanceGroup(name="free", kind=InstanceKind.KIND_CPU, count=1),
     )
     limit = InstanceLimit({("R", 0): 4, ("G", GLOBAL): 2}, 3)
-    limits = [instance_limit(*place) for place in place_by_group(ModelConfig(name="m", instance_group=groups))]
+    limits = [
+        instance_limit(*place) for place in place_by_group(ModelConfig(name="m", instance_group=groups))
+    ]
     assert limits == [limit, limit, InstanceLimit({})]
 
 

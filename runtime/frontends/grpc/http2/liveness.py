@@ -163,5 +163,7 @@ class Liveness:
         else:
             connection.drain()
 
-    def _call_later(self, name: str, delay_ms: float, action: Callable[..., None], *arguments: object) -> None:
+    def _call_later(
+        self, name: str, delay_ms: float, action: Callable[..., None], *arguments: object
+    ) -> None:
         self._timers[name] = self._loop.call_later(delay_ms / 1000, action, *arguments)

@@ -95,8 +95,7 @@ class ResponseHeaders:
 
 def percent_encoded(details: str) -> bytes:
     """A status message as trailers carry it: printable ASCII, the rest as %XX; what is too long is cut."""
-    encoded = b"".join(
+    return b"".join(
         b"%c" % byte if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
         for byte in details.encode(errors="replace")[:_MOST_DETAILS]
     )
-    return encoded

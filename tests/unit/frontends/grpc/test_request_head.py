@@ -8,19 +8,33 @@ import pytest
 
 from cantata.runtime.frontends.grpc.request_head import MalformedHeadError, request_head
 
-GRPC = [(b":method", b"POST"), (b":path", b"/a.B/C"), (b"content-type", b"application/grpc"), (b"te", b"trailers")]
+GRPC = [
+    (b":method", b"POST"),
+    (b":path", b"/a.B/C"),
+    (b"content-type", b"application/grpc"),
+    (b"te", b"trailers"),
+]
 
 
 def test_metadata_is_what_is_not_the_protocols_own() -> None:
     more = [(b"x", b"1"), (b"x", b"2"), (b"y-bin", b"AAE"), (b"z-bin", b"AA,AQ==")]
-    head = request_head([*GRPC, *more, (b"grpc-encoding", b"gzip"), (b"grpc-accept-encoding", b"gzip, identity")])
+    head = request_head(
+        [*GRPC, *more, (b"grpc-encoding", b"gzip"), (b"grpc-accept-encoding", b"gzip, identity")]
+    )
     metadata = (("x", "1"), ("x", "2"), ("y-bin", b"\0\1"), ("z-bin", b"\0"), ("z-bin", b"\1"))
     assert head == (b"/a.B/C", metadata, None, "gzip", ("gzip", "identity"), 200)
 
 
 @pytest.mark.parametrize(
     ("text", "ns"),
-    [(b"1H", 3600 * 10**9), (b"2M", 120 * 10**9), (b"3S", 3 * 10**9), (b"4m", 4 * 10**6), (b"0u", 0), (b"99999999n", 99999999)],
+    [
+        (b"1H", 3600 * 10**9),
+        (b"2M", 120 * 10**9),
+        (b"3S", 3 * 10**9),
+        (b"4m", 4 * 10**6),
+        (b"0u", 0),
+        (b"99999999n", 99999999),
+    ],
 )
 def test_timeouts_have_units(text: bytes, ns: int) -> None:
     assert request_head([*GRPC, (b"grpc-timeout", text)]).timeout_ns == ns
