@@ -69,7 +69,7 @@ class _Region:
             raise invalid_argument(f"Invalid offset for shared memory region: '{name}'")
         end = offset + byte_size
         # The segment's owner may have made it shorter since: what is no longer there must not be touched.
-        if end > self.status.byte_size or self.status.offset + end > self._mapping.size():
+        if not byte_size or end > self.status.byte_size or self.status.offset + end > self._mapping.size():
             raise invalid_argument(f"Invalid offset + byte size for shared memory region: '{name}'")
         return self._view[offset:end]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.observe.latencies import CACHE_HIT, CACHE_MISS, Latencies
 from cantata.runtime.observe.snapshots import ModelStatistics, StatisticDuration
 from cantata.runtime.observe.statistics import StatisticsCounter
 
@@ -16,7 +18,9 @@ from cantata.runtime.observe.statistics import StatisticsCounter
 class CacheCounter:
     """Requests that were answered without the model, and what looking up and keeping took for the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, latencies: Latencies | None = None) -> None:
+        """`latencies` are the model's histograms and summaries, where these are wanted."""
+        self._latencies = latencies
         self._hits = 0
         self._hit_ns = 0
         # Of whole requests that were hits.
@@ -35,16 +39,27 @@ class CacheCounter:
         self._hit_ns += lookup_ns
         self._request_ns += request_ns
         self._queue_ns += queue_ns
+        if self._latencies is not None:
+            if self._latencies.has_histogram:
+                self._latencies.first_response(request_ns)
+            self._look(self._latencies, CACHE_HIT, lookup_ns)
 
     def count_miss(self, *, lookup_ns: int, insert_ns: int) -> None:
         """A request that the model has answered with success; looking up came before, keeping the answer after."""
         self._misses += 1
         self._miss_ns += lookup_ns + insert_ns
         self._insert_ns += insert_ns
+        if self._latencies is not None:
+            self._look(self._latencies, CACHE_MISS, lookup_ns + insert_ns)
 
     def count_insertion(self, insert_ns: int) -> None:
         """What keeping the answer took, where that went on after the request had been answered."""
         self._miss_ns += insert_ns
+
+    @staticmethod
+    def _look(latencies: Latencies, outcome: str, duration_ns: int) -> None:
+        if latencies.has_summaries:
+            latencies.looked_up(outcome, duration_ns, monotonic_ns())
 
     def added_to(self, statistics: ModelStatistics) -> ModelStatistics:
         """The model's own figures and these together."""

@@ -28,6 +28,10 @@ _DEFAULT_BOUNDS_MS: Final = (100.0, 500.0, 2000.0, 5000.0)
 # What summaries are of, in the order in which they are told.
 SUMMARIES: Final = ("request", "queue", "compute_input", "compute_infer", "compute_output")
 
+# And of a model whose answers are kept, each for requests of its own.
+CACHE_HIT: Final = "cache_hit"
+CACHE_MISS: Final = "cache_miss"
+
 # Quantiles are of the last minute, which passes in so many parts.
 _WINDOW_NS: Final = 60_000_000_000
 _PARTS: Final = 5
@@ -102,10 +106,12 @@ class _Part:
 class _Summary:
     def __init__(self) -> None:
         self.total_us = 0
+        self.count = 0
         self.parts: deque[_Part] = deque([_Part()], maxlen=_PARTS)
 
     def add(self, values: Sequence[int]) -> None:
         self.total_us += sum(value // 1000 for value in values)
+        self.count += len(values)
         self.parts[-1].add(values)
 
     def quantiles(self, wanted: Sequence[float]) -> tuple[tuple[float, float], ...]:
@@ -139,9 +145,11 @@ class Latencies:
         self._histogram = _Histogram(bounds_ms) if options.histograms else None
         self._quantiles = tuple(quantile for quantile, _ in options.quantiles)
         self._summaries = {name: _Summary() for name in SUMMARIES} if options.summaries else {}
-        if has_cache:
-            self._summaries.pop("request", None)
-        self._count = 0
+        self._lookups: dict[str, list[int]] = {}
+        if has_cache and options.summaries:
+            del self._summaries["request"]
+            self._lookups = {name: [] for name in (CACHE_HIT, CACHE_MISS)}
+            self._summaries.update((name, _Summary()) for name in self._lookups)
         self._pending: list[Durations] = []
         self._part_ends_ns = 0
         # Whoever counts looks here first.
@@ -163,6 +171,16 @@ class Latencies:
             if len(self._pending) >= _MOST_PENDING:
                 self._sort_in()
 
+    def looked_up(self, outcome: str, duration_ns: int, now_ns: int) -> None:
+        """Finding an answer in the cache (CACHE_HIT), or not finding and then keeping it (CACHE_MISS), took so long."""
+        with self._lock:
+            if now_ns >= self._part_ends_ns:
+                self._pass_parts(now_ns)
+            lookups = self._lookups[outcome]
+            lookups.append(duration_ns)
+            if len(lookups) >= _MOST_PENDING:
+                self._sort_in()
+
     def histogram(self) -> HistogramFigures | None:
         """The time to the first response, in milliseconds; None where that is not told."""
         if self._histogram is None:
@@ -177,7 +195,7 @@ class Latencies:
                 self._pass_parts(now_ns)
             self._sort_in()
             return {
-                name: SummaryFigures(summary.quantiles(self._quantiles), summary.total_us, self._count)
+                name: SummaryFigures(summary.quantiles(self._quantiles), summary.total_us, summary.count)
                 for name, summary in self._summaries.items()
             }
 
@@ -191,12 +209,16 @@ class Latencies:
         self._part_ends_ns = (now_ns // part_ns + 1) * part_ns
 
     def _sort_in(self) -> None:
+        for name, lookups in self._lookups.items():
+            if lookups:
+                self._summaries[name].add(lookups)
+                lookups.clear()
         if not self._pending:
             return
-        self._count += len(self._pending)
-        columns = dict(zip(SUMMARIES, zip(*self._pending, strict=True), strict=True))
-        for name, summary in self._summaries.items():
-            summary.add(columns[name])
+        columns = zip(*self._pending, strict=True)
+        for name, column in zip(SUMMARIES, columns, strict=True):
+            if name in self._summaries:
+                self._summaries[name].add(column)
         self._pending.clear()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from cantata.runtime.observe.latencies import FIRST_RESPONSE_HISTOGRAM
+from cantata.runtime.observe.latencies import CACHE_HIT, CACHE_MISS, FIRST_RESPONSE_HISTOGRAM
 from cantata.runtime.observe.metrics_text import Labels, family, histogram_family, summary_family
 from cantata.runtime.observe.phases import OWN_STEP, Phases, StepFigures
 from cantata.runtime.observe.snapshots import ModelFigures
@@ -26,6 +26,12 @@ _SUMMARIES: Final = (
     ("compute_input", "nv_inference_compute_input_summary_us", "Time of preparing inputs in microseconds"),
     ("compute_infer", "nv_inference_compute_infer_summary_us", "Time of computing in microseconds"),
     ("compute_output", "nv_inference_compute_output_summary_us", "Time of handling outputs in microseconds"),
+    (CACHE_HIT, "nv_cache_hit_summary_per_model", "Time of finding answers in the cache in microseconds"),
+    (
+        CACHE_MISS,
+        "nv_cache_miss_summary_per_model",
+        "Time of not finding answers in the cache, and of putting them there, in microseconds",
+    ),
 )
 
 _STEP_DURATIONS: Final[tuple[tuple[str, str, Callable[[StepFigures], Phases]], ...]] = (

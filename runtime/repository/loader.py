@@ -115,7 +115,7 @@ class ModelLoader:
         identity = self._load_identity(prepared, version)
         serving: Scheduler = scheduler
         if caching is not None:
-            serving = caching.before(scheduler, spec, prepared, identity)
+            serving = caching.before(scheduler, spec, prepared, identity, latencies=latencies)
         seconds = time.monotonic() - started
         return ModelVersion(
             config,
@@ -204,7 +204,7 @@ class ModelLoader:
         scheduler: Scheduler = ensemble_scheduler
         identity = self._load_identity(prepared, version, steps)
         if caching is not None:
-            scheduler = caching.before(scheduler, spec, prepared, identity, steps)
+            scheduler = caching.before(scheduler, spec, prepared, identity, steps, latencies)
         seconds = time.monotonic() - started
         return ModelVersion(
             config,

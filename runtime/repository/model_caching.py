@@ -19,6 +19,7 @@ from cantata.runtime.caching.request_key import RequestKey
 from cantata.runtime.caching.response_cache import ResponseCache
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.observe.latencies import Latencies
 from cantata.runtime.observe.snapshots import CacheFigures
 from cantata.runtime.repository.completion import PreparedModel
 from cantata.runtime.repository.model_version import ModelVersion
@@ -102,6 +103,7 @@ class ModelCaching:
         prepared: PreparedModel,
         load_identity: bytes,
         steps: Sequence[ModelVersion] = (),
+        latencies: Latencies | None = None,
     ) -> CachingScheduler:
         """A scheduler that keeps what `inner` answers, which must not order its answers itself."""
         config = prepared.config
@@ -114,7 +116,7 @@ class ModelCaching:
             has_own_timeouts=bool(steps),
         )
         key = RequestKey(spec, load_identity, with_parameters=not tensors_only)
-        return CachingScheduler(inner, key, self._parts, rules)
+        return CachingScheduler(inner, key, self._parts, rules, latencies)
 
 
 def _has_sequences(version: ModelVersion) -> bool:

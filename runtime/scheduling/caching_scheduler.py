@@ -19,6 +19,7 @@ from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, unavailable
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.observe.cache_statistics import CacheCounter
+from cantata.runtime.observe.latencies import Latencies
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.observe.statistics import REASON_CANCELED, REASON_REJECTED
 from cantata.runtime.request import EXPIRED, InferenceRequest
@@ -90,7 +91,12 @@ class CachingScheduler:
     """
 
     def __init__(
-        self, inner: CachedScheduler, key: RequestKey, parts: CachingParts, rules: CachingRules
+        self,
+        inner: CachedScheduler,
+        key: RequestKey,
+        parts: CachingParts,
+        rules: CachingRules,
+        latencies: Latencies | None = None,
     ) -> None:
         self._inner = inner
         self._key = key
@@ -101,7 +107,7 @@ class CachingScheduler:
         self._rules = rules
         self._lock = threading.Lock()
         self._flights: dict[bytes, Flight] = {}
-        self._figures = CacheCounter()
+        self._figures = CacheCounter(latencies)
         self._in_flight = InFlight()
         self._is_stopped = False
 

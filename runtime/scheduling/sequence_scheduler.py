@@ -465,10 +465,11 @@ class SequenceScheduler:
         rescheduled = execution.rescheduled_requests()
         for request in rescheduled:
             request.queued_ns = end_ns
-            request.queue = self
         lane = self._lanes[instance]
         with self._lock:
             self._batcher.finished(lane, turns, rescheduled, end_ns)
+            for request in rescheduled:
+                request.queue = self
             if is_instance_free:
                 self._rest(lane, end_ns)
             next_instance = self._reserve(lane, end_ns)

@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 from tritonclient.utils import shared_memory as shm
 
 from cantata import InferenceError, Server
+from cantata.runtime.observe.metrics_options import LatencyOptions
 from cantata.runtime.repository.control import ModelControlMode
 from tests.support.model_files import (
     SPLIT,
@@ -286,7 +287,8 @@ def test_a_request_with_a_timeline_shares_the_answer_and_not_the_timeline(runnin
 def test_the_metrics_tell_of_the_cache(tmp_path: Path) -> None:
     write_count(tmp_path)
     write_count(tmp_path, "uncached", extra="")
-    with wire_server(tmp_path, cache_config=LOCAL) as ports:
+    latencies = LatencyOptions(histograms=True, summaries=True)
+    with wire_server(tmp_path, cache_config=LOCAL, latencies=latencies) as ports:
         client = triton_http.InferenceServerClient(f"127.0.0.1:{ports.http}")
         for _ in range(3):
             ask(client, "count", 1.0)
@@ -312,6 +314,10 @@ def test_the_metrics_tell_of_the_cache(tmp_path: Path) -> None:
     assert 0 < values["nv_cache_util"] < 1
     assert values["nv_cache_num_evictions"] == 0
     assert not [name for name in values if "nv_cache" in name and "uncached" in name]
+    assert values[f"nv_cache_hit_summary_per_model_count{labels}"] == 2
+    assert values[f"nv_cache_miss_summary_per_model_count{labels}"] == 1
+    assert values[f"nv_inference_first_response_histogram_ms_count{labels}"] == 3
+    assert f"nv_inference_request_summary_us_count{labels}" not in values
 
 
 def test_equal_requests_at_the_same_time_run_once(tmp_path: Path) -> None:

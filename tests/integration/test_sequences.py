@@ -210,6 +210,36 @@ def test_an_idle_sequence_is_forgotten(repository: Repository) -> None:
             step(server, "report", 1, 0)
 
 
+SLOW = """\
+import time
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(0.5)
+        return [
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor("OUTPUT", pb_utils.get_input_tensor_by_name(request, "INPUT").as_numpy())]
+            )
+            for request in requests
+        ]
+"""
+
+
+@pytest.mark.parametrize("strategy", ["direct {}", "oldest { max_candidate_sequences: 4 }"])
+def test_a_sequence_is_not_idle_while_the_model_is_busy_with_it(
+    repository: Repository, strategy: str
+) -> None:
+    idle = "max_sequence_idle_microseconds: 400000"
+    repository.add_python("slow", SLOW, more=f"sequence_batching {{ {strategy} {idle} }}\n")
+
+    def converse(number: int) -> list[float]:
+        return [float(step(server, "slow", number, index, start=not index)) for index in range(2)]
+
+    with Server(repository.path) as server, ThreadPoolExecutor(4) as clients:
+        assert list(clients.map(converse, range(1, 5))) == [[0, 1]] * 4
+
+
 def python_model(repository: Repository, strategy: str, *, count: int = 1, isolation: str = "") -> str:
     more = f"""
         instance_group {{ count: {count} kind: KIND_CPU }}

@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 
 from cantata.runtime.datatypes import NUMPY_DTYPES, DataType
-from cantata.runtime.errors import invalid_argument
+from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
 from cantata.runtime.frontends.grpc.infer_message import InferMessage, InputHeader
 from cantata.runtime.frontends.grpc.regions import region_part, regions_of
-from cantata.runtime.model_spec import shape_text
+from cantata.runtime.model_spec import ModelSpec, shape_text
 from cantata.runtime.request import (
     SEQUENCE_END,
     SEQUENCE_START,
@@ -29,6 +29,8 @@ from cantata.runtime.tensor import RawTensorError, Tensor, encode_bytes_elements
 
 EMPTY_FINAL_PARAMETER: Final = "triton_enable_empty_final_response"
 
+# What Triton calls any datatype that there is not.
+_INVALID: Final = "<invalid>"
 _INTEGER: Final = re.compile(r"\s*[+-]?\d+")
 
 # The typed contents, in the order in which they are looked at: the field, the datatype that it is called by, and
@@ -43,6 +45,23 @@ _TYPED_CONTENTS: Final = (
     ("fp64_contents", DataType.FP64, (DataType.FP64,)),
     ("bytes_contents", DataType.BYTES, (DataType.BYTES,)),
 )
+
+
+class UnknownDatatypeError(InferenceError):
+    """An input whose datatype is none; what it should be is not known here."""
+
+    def __init__(self, described: str, input_name: str) -> None:
+        super().__init__(
+            StatusCode.INVALID_ARG, f"{described}inference input '{input_name}' data-type is '{_INVALID}'"
+        )
+        self._input_name = input_name
+
+    def for_model(self, spec: ModelSpec) -> InferenceError:
+        """The same, with what `spec` expects."""
+        if self._input_name not in spec.inputs:
+            return self
+        expected = spec.inputs[self._input_name].datatype.name
+        return invalid_argument(f"{self.message}, but model '{spec.model_name}' expects '{expected}'")
 
 
 def parse_model_version(text: str) -> int:
@@ -115,7 +134,7 @@ def _decode_outputs(message: InferMessage, memory: SharedMemory) -> tuple[str, .
         part = region_part(output.parameters, output.name)
         if part is not None:
             if "classification" in output.parameters:
-                raise invalid_argument("Output can't set both 'shared_memory_region' and 'classification'")
+                raise invalid_argument("output can't set both 'shared_memory_region' and 'classification'")
             regions_of(message, memory).place_output(output.name, *part)
     return tuple(names)
 
@@ -160,11 +179,6 @@ def _special_contents(
 def _check_header(message: InferMessage, header: InputHeader) -> None:
     """What may be said against an input before its data is looked at."""
     name, model_name = header.name, message.model_name
-    if header.datatype is None:
-        raise invalid_argument(
-            f"{_described(message)}inference input '{name}' data-type is '{header.datatype_name}', "
-            "which is no datatype"
-        )
     if any(size < 0 for size in header.shape):
         raise invalid_argument(
             f"{_described(message)}All input dimensions should be specified for input '{name}' "
@@ -178,7 +192,8 @@ def _check_header(message: InferMessage, header: InputHeader) -> None:
 
 
 def _tensor(message: InferMessage, header: InputHeader, raw: bytes | memoryview) -> Tensor:
-    assert header.datatype is not None
+    if header.datatype is None:
+        raise UnknownDatatypeError(_described(message), header.name)
     try:
         tensor = tensor_of_raw(header.datatype, header.shape, raw)
     except RawTensorError as error:
@@ -198,7 +213,6 @@ def _tensor(message: InferMessage, header: InputHeader, raw: bytes | memoryview)
 def _typed_contents(message: InferMessage, header: InputHeader) -> bytes:
     """The tensor's elements in raw form, from whichever typed field has them."""
     datatype = header.datatype
-    assert datatype is not None
     raw = b""
     where = (
         f"unexpected explicit tensor data for input tensor '{header.name}' for model '{message.model_name}'"
@@ -209,8 +223,8 @@ def _typed_contents(message: InferMessage, header: InputHeader) -> bytes:
             continue
         if raw:
             raise invalid_argument(f"{where}, binary data was already supplied.")
-        if datatype not in carried:
-            wanted = header.datatype_name
+        if datatype is None or datatype not in carried:
+            wanted = _INVALID if datatype is None else datatype.name
             raise invalid_argument(f"{where} of type '{called.name}', expected datatype '{wanted}'")
         raw = _raw_elements(datatype, called, elements)
     return raw

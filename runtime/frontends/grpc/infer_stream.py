@@ -15,7 +15,12 @@ from cantata.runtime.frontends.grpc import codes
 from cantata.runtime.frontends.grpc.call import Call, CallReader
 from cantata.runtime.frontends.grpc.classes import RequestedClasses, requested_classes
 from cantata.runtime.frontends.grpc.infer_message import InferMessage, decode_infer_message
-from cantata.runtime.frontends.grpc.infer_request import build_request, parse_model_version, wants_empty_final
+from cantata.runtime.frontends.grpc.infer_request import (
+    UnknownDatatypeError,
+    build_request,
+    parse_model_version,
+    wants_empty_final,
+)
 from cantata.runtime.frontends.grpc.infer_response import (
     encode_empty_final,
     encode_stream_error,
@@ -28,6 +33,7 @@ from cantata.runtime.frontends.grpc.request_errors import as_inference_error
 from cantata.runtime.frontends.grpc.response_order import Place, ResponseOrder
 from cantata.runtime.frontends.grpc.wire import MalformedMessageError
 from cantata.runtime.frontends.status_codes import GRPC_CODES
+from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.observe.trace import GRPC
 from cantata.runtime.request import Cancellation, InferenceRequest, LinkedCancellation
 from cantata.runtime.response import InferenceResponse
@@ -88,7 +94,7 @@ class InferStream:
             self._service.check_accepting()
             request.wants_empty_final = model.is_decoupled and wants_empty_final(decoded)
             request.classes = requested_classes(decoded, model)
-            made = self._build(decoded, version, request, received_ns)
+            made = self._build(decoded, version, model.spec, request, received_ns)
             self._service.forward_headers(made, self._metadata)
             tracer = self._service.server.tracer
             if tracer.is_on or made.parameters is not None:
@@ -103,13 +109,20 @@ class InferStream:
             self._service.loop.request_round()
 
     def _build(
-        self, decoded: InferMessage, version: int, sender: _StreamedRequest, received_ns: int
+        self,
+        decoded: InferMessage,
+        version: int,
+        spec: ModelSpec,
+        sender: _StreamedRequest,
+        received_ns: int,
     ) -> InferenceRequest:
         memory = self._service.server.shared_memory
         try:
             made = build_request(
                 decoded, version, sender, received_ns, self._deadline_ns, self._cancellation, memory
             )
+        except UnknownDatatypeError as error:
+            raise error.for_model(spec) from None
         finally:
             sender.regions = decoded.regions
         if made.timeout_us:

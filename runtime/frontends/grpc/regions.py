@@ -28,6 +28,10 @@ def region_part(parameters: Any, tensor_name: str) -> tuple[str, int, int] | Non
                     f"'{name}' can not be specified without '{REGION}' parameter for tensor '{tensor_name}'"
                 )
         return None
+    if _BYTE_SIZE not in parameters:
+        raise invalid_argument(
+            f"'{_BYTE_SIZE}' must be specified along with '{REGION}' parameter for tensor '{tensor_name}'"
+        )
     offset = _integer(parameters, _OFFSET, tensor_name)
     size = _integer(parameters, _BYTE_SIZE, tensor_name)
     region = _typed(parameters, REGION, "string_param", tensor_name)

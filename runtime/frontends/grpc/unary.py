@@ -18,7 +18,11 @@ from cantata.runtime.frontends.grpc.call import Call
 from cantata.runtime.frontends.grpc.call_loop import CallLoop
 from cantata.runtime.frontends.grpc.classes import RequestedClasses, requested_classes
 from cantata.runtime.frontends.grpc.infer_message import decode_infer_message
-from cantata.runtime.frontends.grpc.infer_request import build_request, parse_model_version
+from cantata.runtime.frontends.grpc.infer_request import (
+    UnknownDatatypeError,
+    build_request,
+    parse_model_version,
+)
 from cantata.runtime.frontends.grpc.infer_response import encode_infer_response
 from cantata.runtime.frontends.grpc.inference import InferenceService, retry_trailers
 from cantata.runtime.frontends.grpc.options import MAX_MESSAGE_BYTES
@@ -182,6 +186,8 @@ class InferCall:
                 None,
                 service.server.shared_memory,
             )
+        except UnknownDatatypeError as error:
+            raise error.for_model(model.spec) from None
         finally:
             self._regions = decoded.regions
         self._cancellation = request.cancellation

@@ -265,7 +265,7 @@ def _region_part(parameters: _Object) -> tuple[str, int, int]:
     return (
         string(parameters["shared_memory_region"], "shared_memory_region"),
         unsigned(parameters.get("shared_memory_offset", 0), "shared_memory_offset"),
-        unsigned(member(parameters, "shared_memory_byte_size"), "shared_memory_byte_size"),
+        unsigned(parameters.get("shared_memory_byte_size", 0), "shared_memory_byte_size"),
     )
 
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from cantata.grammars.model_config import HistogramOptions, MetricControl, MetricIdentifier, ModelMetrics
 from cantata.runtime.observe.latencies import (
+    CACHE_HIT,
+    CACHE_MISS,
     SUMMARIES,
     Durations,
     HistogramFigures,
@@ -113,4 +115,11 @@ def test_many_values_take_no_room() -> None:
 def test_a_model_with_a_cache_has_no_summary_of_whole_requests() -> None:
     latencies = Latencies(SUMMARISED, (), has_cache=True)
     observe(latencies, 5_000, SECOND)
-    assert set(latencies.summaries(SECOND)) == set(SUMMARIES) - {"request"}
+    latencies.looked_up(CACHE_HIT, 7_000, SECOND)
+    found = latencies.summaries(SECOND)
+    assert found.keys() == {*SUMMARIES, CACHE_HIT, CACHE_MISS} - {"request"}
+    assert {name: (summary.count, summary.total) for name, summary in found.items()} == {
+        **dict.fromkeys(SUMMARIES[1:], (1, 0)),
+        CACHE_HIT: (1, 7),
+        CACHE_MISS: (0, 0),
+    }

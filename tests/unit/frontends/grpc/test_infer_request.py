@@ -13,9 +13,16 @@ from cantata.runtime.datatypes import DataType
 from cantata.runtime.errors import InferenceError, StatusCode
 from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.frontends.grpc.infer_message import decode_infer_message
-from cantata.runtime.frontends.grpc.infer_request import build_request, parse_model_version, wants_empty_final
+from cantata.runtime.frontends.grpc.infer_request import (
+    UnknownDatatypeError,
+    build_request,
+    parse_model_version,
+    wants_empty_final,
+)
+from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.shared_memory import SharedMemory
+from tests.support.fake_server import model_config
 
 MEMORY = SharedMemory(allows_clients=True)
 Change = Callable[[Any], object]
@@ -193,6 +200,13 @@ def the_same_output_twice() -> Any:
 def in_shared_memory(**contents: Any) -> Any:
     made = with_input(**contents)
     made.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    made.inputs[0].parameters["shared_memory_byte_size"].int64_param = 8
+    return made
+
+
+def without_size() -> Any:
+    made = in_shared_memory()
+    del made.inputs[0].parameters["shared_memory_byte_size"]
     return made
 
 
@@ -255,13 +269,31 @@ INPUT = "input tensor 'IN' for model 'm'"
         ),
         (
             with_input("FP33", int_contents=[1]),
-            "[request id: 7] inference input 'IN' data-type is 'FP33', which is no datatype",
+            f"unexpected explicit tensor data for {INPUT} of type 'INT32', expected datatype '<invalid>'",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_wrong_with_an_input_is_told(made: Any, text: str) -> None:
     assert refusal(made) == (StatusCode.INVALID_ARG, text)
+
+
+def test_an_unknown_datatype_is_told_with_what_the_model_expects() -> None:
+    made = with_input("FP33")
+    made.raw_input_contents.append(bytes(8))
+    with pytest.raises(UnknownDatatypeError) as refused:
+        request_of(made)
+    config = model_config("m", {"IN": (DataType.INT32, (2,))}, {})
+    assert refused.value.for_model(ModelSpec(config, 1)).message == (
+        "[request id: 7] inference input 'IN' data-type is '<invalid>', but model 'm' expects 'INT32'"
+    )
+
+
+def test_a_place_in_shared_memory_needs_a_size() -> None:
+    assert refusal(without_size()) == (
+        StatusCode.INVALID_ARG,
+        "'shared_memory_byte_size' must be specified along with 'shared_memory_region' parameter for tensor 'IN'",
+    )
 
 
 def test_an_unknown_shared_memory_region_is_not_found() -> None:

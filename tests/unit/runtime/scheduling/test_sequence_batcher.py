@@ -365,6 +365,28 @@ def test_cancelling_the_next_request_cancels_its_sequence(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_sequence_goes_as_soon_as_its_next_request_is_cancelled(
+    bench: MakeBench, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    batcher = bench(strategy(), max_batch_size=1)
+    batcher.add(1, "1a", start=True)
+    turns = batcher.take()
+    cancelled, later, waiting = batcher.add(1, "1b"), batcher.add(1, "1c"), batcher.add(2, "2", start=True)
+    for request in (later, waiting, cancelled):
+        request.cancellation.cancel()
+        batcher.batcher.cancelled(request, batcher.now_ns)
+    # What is not the next of its sequence waits for that, and goes with it.
+    assert batcher.dropped() == [
+        ("2", DropReason.CANCELLED),
+        ("1b", DropReason.CANCELLED),
+        ("1c", DropReason.CANCELLED),
+    ]
+    batcher.finish(turns)
+    batcher.add(3, "3", start=True)
+    assert batcher.run() == ["3"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_cancelled_sequence_never_gets_a_slot(
     bench: MakeBench, strategy: Callable[..., ModelSequenceBatching]
 ) -> None:

@@ -94,14 +94,19 @@ class Model:
             self.bench.finish(batches.pop(0), lane)
             self._note_dropped()
 
-    def cancel(self, index: int) -> None:
+    def cancel(self, index: int, is_told: bool) -> None:
+        """Nobody waits for a request any more; the batcher may be told of that, or see it when its turn comes."""
         waiting = [
             request
             for request in self.owner
             if request not in self.dropped and request not in self.owner[request].run
         ]
         if waiting:
-            waiting[index % len(waiting)].cancellation.cancel()
+            request = waiting[index % len(waiting)]
+            request.cancellation.cancel()
+            if is_told:
+                self.bench.batcher.cancelled(request, self.bench.now_ns)
+                self._note_dropped()
 
     def wait(self, duration_ns: int) -> None:
         self.bench.now_ns += duration_ns
@@ -142,7 +147,7 @@ EVENTS = st.one_of(
     ),
     st.tuples(st.just("take"), st.integers(0, 1)),
     st.tuples(st.just("finish"), st.integers(0, 1)),
-    st.tuples(st.just("cancel"), st.integers(0, 20)),
+    st.tuples(st.just("cancel"), st.integers(0, 20), st.booleans()),
     st.tuples(st.just("wait"), st.sampled_from([1_000, IDLE_NS // 3, IDLE_NS])),
 )
 BATCHINGS = st.sampled_from(
