@@ -17,6 +17,7 @@ from cantata.runtime.errors import InferenceError, StatusCode, internal_error, i
 from cantata.runtime.execution.limited_dispatch import LimitedDispatch
 from cantata.runtime.execution.rate_limiter import RateLimitMode
 from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.memory_return import MemoryReturn, memory_return
 from cantata.runtime.observe.custom_metrics import CustomMetrics
 from cantata.runtime.observe.snapshots import CacheFigures, ModelFigures, ModelStatistics
 from cantata.runtime.observe.trace import Tracer
@@ -96,6 +97,7 @@ class Server:
             thread_count=options.model_load_thread_count,
         )
         self._poller: Poller | None = None
+        self._memory_return: MemoryReturn | None = None
         self._is_started = False
         self._is_exiting = False
         self._close_lock = threading.Lock()
@@ -131,9 +133,18 @@ class Server:
             self.close()
             raise internal_error("failed to load all models")
         self._is_started = True
+        self._watch_memory()
         if self.options.model_control_mode is ModelControlMode.POLL:
             self._poller = Poller(self._repository.poll, self.options.repository_poll_secs)
             self._poller.start()
+
+    def _watch_memory(self) -> None:
+        give_back = memory_return()
+        if self.admission.server is None or give_back is None:
+            return
+        self._memory_return = MemoryReturn(give_back)
+        self._memory_return.start()
+        self.admission.server.on_shed = self._memory_return.note
 
     def stop_accepting(self) -> None:
         """Refuse requests from outside from now on; those accepted, and what they call, go on."""
@@ -152,6 +163,8 @@ class Server:
         self.stop_accepting()
         if self._poller is not None:
             self._poller.close()
+        if self._memory_return is not None:
+            self._memory_return.close()
         deadline_ns = monotonic_ns() + int(self.options.exit_timeout_secs * 1e9)
         all_ended = self._repository.unload_all(deadline_ns)
         if not all_ended:
