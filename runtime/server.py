@@ -95,6 +95,7 @@ class Server:
             config_name=options.model_config_name,
             auto_complete=not options.disable_auto_complete_config,
             thread_count=options.model_load_thread_count,
+            namespacing=options.model_namespacing,
         )
         self._poller: Poller | None = None
         self._memory_return: MemoryReturn | None = None
@@ -270,12 +271,13 @@ class Server:
     def is_model_ready(self, name: str, version: int = -1) -> bool:
         """Whether a version can serve; raises InferenceError for a model or version that does not exist.
 
-        See `asks_for_readiness` on how long it takes.
+        A model that was unloaded is merely not ready: clients unload and then ask whether they have. See
+        `asks_for_readiness` on how long it takes.
         """
         try:
             found = self._registry.find(name, version)
         except InferenceError as error:
-            if error.code is StatusCode.UNAVAILABLE:
+            if error.code is StatusCode.UNAVAILABLE or self._registry.entry(name).is_unloaded:
                 return False
             raise
         return found.can_serve and found.says_ready()
@@ -291,6 +293,7 @@ class Server:
 
     def repository_index(self, ready_only: bool = False) -> list[ModelIndexEntry]:
         """Every model and version there is, with its state and the reason for it."""
+        self._repository.look_at_disk()
         return self._registry.index(ready_only)
 
     def failures(self) -> list[FailedVersion]:
@@ -330,6 +333,7 @@ class Server:
                 steps=loaded.step_figures(),
                 histogram=None if loaded.latencies is None else loaded.latencies.histogram(),
                 summaries={} if loaded.latencies is None else loaded.latencies.summaries(now_ns),
+                namespace=loaded.namespace,
                 byte_budget=None if loaded.byte_budget is None else loaded.byte_budget.figures,
                 is_cached=isinstance(loaded.scheduler, CachingScheduler),
             )
