@@ -9,6 +9,7 @@ what stands for it.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -32,6 +33,7 @@ _API_NAME: Final = "triton_python_backend_utils"
 _numbers = itertools.count(1)
 # Models are loaded by several threads, and the import system's caches take only one that invalidates them.
 _install_lock = threading.Lock()
+_MOST_TRIES: Final = 100
 
 
 class ModelCode:
@@ -94,9 +96,7 @@ def open_model_code(name: str, model_directory: Path, version_directory: Path, f
         )
     if not path.is_file():
         raise invalid_argument(f"model '{name}': there is no file {path}")
-    # Files may have changed since an earlier load.
-    with _install_lock:
-        importlib.invalidate_caches()
+    _look_at_files_anew()
     _finder.install()
     _register_api()
     package = f"{_PREFIX}{next(_numbers)}_{re.sub(r'[^0-9A-Za-z]', '_', name)}"
@@ -105,6 +105,15 @@ def open_model_code(name: str, model_directory: Path, version_directory: Path, f
     module.__path__ = [str(version_directory), str(model_directory)]
     sys.modules[package] = module
     return ModelCode(package, path)
+
+
+def _look_at_files_anew() -> None:
+    """Files may have changed since an earlier load."""
+    for _ in range(_MOST_TRIES):
+        # Where another thread imports something new meanwhile, it fails half-way.
+        with _install_lock, contextlib.suppress(RuntimeError):
+            importlib.invalidate_caches()
+            return
 
 
 def _register_api() -> None:

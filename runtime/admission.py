@@ -7,6 +7,7 @@ and a request gives it back with its final answer.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from cantata.runtime.errors import invalid_argument, overloaded
@@ -26,7 +27,7 @@ class ByteBudget:
     Invariant: at most `limit` bytes are held.
     """
 
-    __slots__ = ("_held", "_lock", "_shed", "described", "limit")
+    __slots__ = ("_held", "_lock", "_shed", "described", "limit", "on_shed")
 
     def __init__(self, limit: int, described: str) -> None:
         """`described` says whose budget it is, and what sets it."""
@@ -35,6 +36,8 @@ class ByteBudget:
         self._lock = threading.Lock()
         self._held = 0
         self._shed = 0
+        # Told of each refusal, before that is raised.
+        self.on_shed: Callable[[], None] | None = None
 
     def take(self, size: int) -> None:
         """Hold `size` bytes more; raises InferenceError (UNAVAILABLE), and holds none of them, when they do not fit."""
@@ -44,6 +47,8 @@ class ByteBudget:
                 self._held = held + size
                 return
             self._shed += 1
+        if self.on_shed is not None:
+            self.on_shed()
         raise overloaded(
             f"Exceeds maximum queue bytes: the request takes {size} bytes, and {held} of the {self.limit} of "
             f"{self.described} are in use"

@@ -17,6 +17,7 @@ from cantata.runtime.errors import InferenceError, StatusCode, internal_error, i
 from cantata.runtime.execution.limited_dispatch import LimitedDispatch
 from cantata.runtime.execution.rate_limiter import RateLimitMode
 from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.memory_return import MemoryReturn, memory_return
 from cantata.runtime.observe.custom_metrics import CustomMetrics
 from cantata.runtime.observe.snapshots import CacheFigures, ModelFigures, ModelStatistics
 from cantata.runtime.observe.trace import Tracer
@@ -94,8 +95,10 @@ class Server:
             config_name=options.model_config_name,
             auto_complete=not options.disable_auto_complete_config,
             thread_count=options.model_load_thread_count,
+            namespacing=options.model_namespacing,
         )
         self._poller: Poller | None = None
+        self._memory_return: MemoryReturn | None = None
         self._is_started = False
         self._is_exiting = False
         self._close_lock = threading.Lock()
@@ -131,9 +134,18 @@ class Server:
             self.close()
             raise internal_error("failed to load all models")
         self._is_started = True
+        self._watch_memory()
         if self.options.model_control_mode is ModelControlMode.POLL:
             self._poller = Poller(self._repository.poll, self.options.repository_poll_secs)
             self._poller.start()
+
+    def _watch_memory(self) -> None:
+        give_back = memory_return()
+        if self.admission.server is None or give_back is None:
+            return
+        self._memory_return = MemoryReturn(give_back)
+        self._memory_return.start()
+        self.admission.server.on_shed = self._memory_return.note
 
     def stop_accepting(self) -> None:
         """Refuse requests from outside from now on; those accepted, and what they call, go on."""
@@ -152,6 +164,8 @@ class Server:
         self.stop_accepting()
         if self._poller is not None:
             self._poller.close()
+        if self._memory_return is not None:
+            self._memory_return.close()
         deadline_ns = monotonic_ns() + int(self.options.exit_timeout_secs * 1e9)
         all_ended = self._repository.unload_all(deadline_ns)
         if not all_ended:
@@ -257,12 +271,13 @@ class Server:
     def is_model_ready(self, name: str, version: int = -1) -> bool:
         """Whether a version can serve; raises InferenceError for a model or version that does not exist.
 
-        See `asks_for_readiness` on how long it takes.
+        A model that was unloaded is merely not ready: clients unload and then ask whether they have. See
+        `asks_for_readiness` on how long it takes.
         """
         try:
             found = self._registry.find(name, version)
         except InferenceError as error:
-            if error.code is StatusCode.UNAVAILABLE:
+            if error.code is StatusCode.UNAVAILABLE or self._registry.entry(name).is_unloaded:
                 return False
             raise
         return found.can_serve and found.says_ready()
@@ -278,6 +293,7 @@ class Server:
 
     def repository_index(self, ready_only: bool = False) -> list[ModelIndexEntry]:
         """Every model and version there is, with its state and the reason for it."""
+        self._repository.look_at_disk()
         return self._registry.index(ready_only)
 
     def failures(self) -> list[FailedVersion]:
@@ -317,6 +333,7 @@ class Server:
                 steps=loaded.step_figures(),
                 histogram=None if loaded.latencies is None else loaded.latencies.histogram(),
                 summaries={} if loaded.latencies is None else loaded.latencies.summaries(now_ns),
+                namespace=loaded.namespace,
                 byte_budget=None if loaded.byte_budget is None else loaded.byte_budget.figures,
                 is_cached=isinstance(loaded.scheduler, CachingScheduler),
             )

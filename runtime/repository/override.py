@@ -22,6 +22,8 @@ from cantata.runtime.repository.source import OVERRIDE_PREFIX, ModelDirectory, P
 
 CONFIG_PARAMETER: Final = "config"
 FILE_PARAMETER_PREFIX: Final = "file:"
+# What file systems allow for the name of a file or directory.
+_LONGEST_NAME: Final = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +35,30 @@ class LoadOverride:
     files: Mapping[str, bytes]
 
 
-def read_load_parameters(parameters: Mapping[str, str | bytes]) -> LoadOverride | None:
-    """What a load's parameters ask for, None without any; raises InferenceError where they break a rule."""
+def read_load_parameters(name: str, parameters: Mapping[str, str | bytes]) -> LoadOverride | None:
+    """What the parameters of a load of model `name` ask for, None without any.
+
+    Raises InferenceError where they break a rule.
+    """
     files: dict[str, bytes] = {}
     config: str | None = None
-    for name, value in parameters.items():
-        if name == CONFIG_PARAMETER and isinstance(value, str):
+    for parameter, value in parameters.items():
+        if parameter == CONFIG_PARAMETER and isinstance(value, str):
             config = value
-        elif name.startswith(FILE_PARAMETER_PREFIX) and isinstance(value, bytes):
-            files[_checked_path(name)] = value
+        elif parameter.startswith(FILE_PARAMETER_PREFIX) and isinstance(value, bytes):
+            files[_checked_path(parameter)] = value
         else:
-            raise invalid_argument(f"Unrecognized load parameter '{name}' with type '{_type_name(value)}'")
+            raise invalid_argument(
+                f"Unrecognized load parameter '{parameter}' with type '{_type_name(value)}'"
+            )
     if config is None:
         if files:
             raise invalid_argument("Load parameter 'config' must be specified for model file override")
         return None
     problems = read_model_config_json(config).problems
     if problems:
-        raise invalid_argument("Invalid config override: " + "; ".join(map(str, problems)))
+        text = f"failed to load '{name}', failed to poll from model repository: invalid config override: "
+        raise internal_error(text + "; ".join(map(str, problems)))
     return LoadOverride(config, files)
 
 
@@ -60,6 +68,9 @@ def _checked_path(parameter: str) -> str:
         raise invalid_argument(
             f"Invalid file parameter '{parameter}' with normalized path '{path}' must stay within model directory."
         )
+    longest = max(path.split("/"), key=lambda part: len(part.encode()))
+    if len(longest.encode()) > _LONGEST_NAME:
+        raise invalid_argument(f"Invalid file path: '{longest[:32]}...' is longer than {_LONGEST_NAME} bytes")
     return path
 
 

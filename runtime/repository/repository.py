@@ -102,7 +102,7 @@ class ModelRepository:
         """
         self._require_explicit()
         _check_name(name)
-        override = read_load_parameters(parameters)
+        override = read_load_parameters(name, parameters)
         with self._lock:
             contents = self._scan()
             directory = contents.models.get(name)

@@ -142,7 +142,14 @@ def write_chain(repository: Path, name: str, models: list[str], extra: str = "")
 
 
 # Everything that a request may go through until it is held.
-PATHS = ["hold", "chain", "nested", *(f"{way}_thread" for way in WAYS), *(f"{way}_process" for way in WAYS)]
+PATHS = [
+    "hold",
+    "hold_process",
+    "chain",
+    "nested",
+    *(f"{way}_thread" for way in WAYS),
+    *(f"{way}_process" for way in WAYS),
+]
 
 
 class Held:
@@ -196,6 +203,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
     repository = tmp_path_factory.mktemp("models")
     for name, extra in QUEUES.items():
         write_hold(repository, name, gate, extra, max_batch_size=1 if extra else 0)
+    write_hold(repository, "hold_process", gate, PROCESS)
     write_model(repository, "tick", python_config([IN], [OUT]), TICK)
     write_model(repository, "tell", None, code="import numpy as np\n" + TELL)
     for way in WAYS:
@@ -308,6 +316,51 @@ def test_what_a_client_has_queued_goes_with_it(held: Held, client: Callable[...,
     assert held.executions("hold") == before + 1
 
 
+@pytest.mark.parametrize("model", [path for path in PATHS if path not in ("hold", "hold_process")])
+def test_steps_and_calls_that_are_queued_go_with_the_client(held: Held, model: str) -> None:
+    before = held.executions("hold")
+    first, second = held.number(), held.number()
+    busy = grpc_unary(held, "hold", first)
+    held.began(first)
+    leaving = grpc_unary(held, model, second)
+    wait_until(lambda: held.pending("hold") == 1)
+    leaving.leave()
+    wait_until(lambda: held.pending("hold") == 0 and held.in_flight(model) == 0)
+    leaving.end()
+    held.open()
+    busy.end()
+    assert held.executions("hold") == before + 1
+
+
+@pytest.mark.parametrize("model", ["hold", "chain"])
+def test_what_is_queued_past_its_deadline_leaves_at_once(held: Held, model: str) -> None:
+    before = held.executions("hold")
+    first, second = held.number(), held.number()
+    busy = grpc_unary(held, "hold", first)
+    held.began(first)
+    late = grpc_unary(held, model, second, client_timeout=0.3)
+    late.end()
+    wait_until(lambda: held.pending("hold") == 0)
+    held.open()
+    busy.end()
+    assert held.executions("hold") == before + 1
+
+
+def test_a_step_that_is_queued_past_the_timeout_leaves_at_once(held: Held) -> None:
+    before = held.executions("hold")
+    first, second = held.number(), held.number()
+    busy = grpc_unary(held, "hold", first)
+    held.began(first)
+    with (
+        triton_grpc.InferenceServerClient(held.grpc_address) as client,
+        pytest.raises(InferenceServerException, match="Request timeout expired"),
+    ):
+        client.infer("chain", inputs_of(triton_grpc, second), timeout=200_000)
+    held.open()
+    busy.end()
+    assert held.executions("hold") == before + 1
+
+
 @pytest.mark.parametrize("model", QUEUES)
 def test_queued_work_leaves_every_queue_at_once(held: Held, model: str) -> None:
     before = held.executions(model)
@@ -396,9 +449,11 @@ def test_a_deadline_that_passes_is_noticed_by_the_model_that_runs(held: Held, mo
     assert held.executions("tick") == before + (model == "nested")
 
 
-@pytest.mark.parametrize("model", PATHS[1:])
+@pytest.mark.parametrize("model", PATHS)
 @pytest.mark.parametrize("triton", [triton_http, triton_grpc], ids=["http", "grpc"])
-def test_a_timeout_is_that_of_the_whole_pipeline(held: Held, triton: Any, model: str) -> None:
+def test_a_timeout_is_noticed_by_the_model_that_runs_and_ends_the_pipeline(
+    held: Held, triton: Any, model: str
+) -> None:
     before = held.executions("tick")
     number = held.number()
     address = held.grpc_address if triton is triton_grpc else f"127.0.0.1:{held.ports.http}"

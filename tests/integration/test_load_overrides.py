@@ -121,8 +121,9 @@ def test_files_are_gone_when_the_server_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"config": "{"}, "Invalid config override: "),
-        ({"config": config(no_such_field=1)}, "Invalid config override: "),
+        ({"config": "{"}, "failed to load 'identity', failed to poll from model repository: invalid config"),
+        ({"config": config(no_such_field=1)}, "no_such_field: unknown field 'no_such_field'"),
+        ({"config": config(), "files": {"file:" + 256 * "A": b""}}, "Invalid file path: "),
         ({"config": config(max_batch_size=-1)}, "'max_batch_size' must be non-negative value for identity"),
         (
             {"config": config(), "files": {"file:../x.py": b""}},

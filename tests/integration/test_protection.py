@@ -441,6 +441,14 @@ def test_more_connections_than_allowed_are_told_so() -> None:
         assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
+def test_idle_and_half_open_connections_of_grpc_are_closed() -> None:
+    with protected("--grpc-max-connection-idle=1000", "--grpc-handshake-timeout=1000") as ports:
+        silent = socket.create_connection(("127.0.0.1", ports.grpc), timeout=30)
+        with silent, own_channel(ports.grpc) as channel:
+            assert channel.unary_unary(INFER_SERVICE + "ServerLive")(b"", timeout=20)
+            wait_until(lambda: not is_established(ports.grpc))
+
+
 def own_channel(port: int, **more: Any) -> grpc.Channel:
     """A channel that shares its connection with no other."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]

@@ -11,6 +11,7 @@ from typing import cast
 import pytest
 
 from cantata.grammars.messages import METHODS
+from cantata.runtime.flags import SERVE_FLAGS
 from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.http.routes import create_application
 from cantata.runtime.server import Server
@@ -48,6 +49,15 @@ def test_every_endpoint_has_a_row() -> None:
     }
     named = set(re.findall(r"^\| `((?:GET|POST) /\S+)`", TABLE, re.MULTILINE))
     assert named == served
+
+
+def test_every_flag_has_a_row() -> None:
+    named = re.findall(
+        r"^\| `--(\S+)` \| (.+?) \|", TABLE.partition("## Flags of the command line")[2], re.MULTILINE
+    )
+    inert = {name for name, state in named if "without effect" in state}
+    assert [name for name, _ in named] == [flag.name for flag in SERVE_FLAGS]
+    assert inert == {flag.name for flag in SERVE_FLAGS if flag.is_inert}
 
 
 def test_every_method_has_a_row() -> None:

@@ -103,9 +103,10 @@ class InferRoute:
     def _submit(self, exchange: Exchange, model_name: str, model_version: int) -> None:
         received_ns = monotonic_ns()
         regions: RegionLease | None = None
+        if exchange.refusal is not None:
+            self._refuse(exchange, exchange.refusal, None)
+            return
         try:
-            if exchange.refusal is not None:
-                raise exchange.refusal
             if self.is_stopping:
                 raise unavailable("Server not ready")
             model = self._server.model(model_name, checked_version(model_version))

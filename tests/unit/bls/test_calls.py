@@ -182,6 +182,54 @@ def test_calls_of_a_batch_are_cancelled_with_no_single_request(host: PythonModel
     assert not any(call.cancellation.is_cancelled for call in host.services.submitted)
 
 
+@WAYS
+def test_the_trace_tells_which_request_of_a_batch_a_call_is_for(host: PythonModelHost, way: str) -> None:
+    host.services.models["callee"] = echo
+    instance = host.load(PRELUDE + way.format(fields=", trace=request.trace()"))
+    batch = [request_with(deadline_ns=monotonic_ns() + number * 10**12) for number in (1, 2)]
+    batch[0][0].cancellation.cancel()
+    host.run(instance, [request for request, _ in batch])
+    for _, client in batch:
+        client.wait()
+    calls = host.services.submitted
+    assert [call.cancellation.is_cancelled for call in calls] == [True, False]
+    assert [call.deadline_ns for call in calls] == [request.deadline_ns for request, _ in batch]
+
+
+@WAYS
+def test_a_batch_that_nobody_waits_for_makes_no_calls(host: PythonModelHost, way: str) -> None:
+    host.services.models["callee"] = echo
+    instance = host.load(PRELUDE + way.format(fields=""))
+    batch = [request_with() for _ in range(2)]
+    for request, _ in batch:
+        request.cancellation.cancel()
+    host.run(instance, [request for request, _ in batch])
+    assert [client.error.code for _, client in batch] == [StatusCode.CANCELLED] * 2
+    assert not host.services.submitted
+
+
+@WAYS
+@pytest.mark.parametrize(("given_us", "outer_us"), [(0, 10**9), (10**12, 10**9), (10**6, 10**9), (10**6, 0)])
+def test_a_call_has_what_is_left_of_its_caller_s_timeout(
+    host: PythonModelHost, way: str, given_us: int, outer_us: int
+) -> None:
+    host.services.models["callee"] = echo
+    instance = host.load(PRELUDE + way.format(fields=f", timeout={given_us}"))
+    request, client = request_with(timeout_us=outer_us)
+    request.received_ns = monotonic_ns() - 10**9
+    host.run(instance, [request])
+    client.wait()
+    [call] = host.services.submitted
+    if given_us == 10**6:
+        assert call.timeout_us == given_us
+    else:
+        assert 0 < call.timeout_us <= outer_us - 10**6
+    if given_us:
+        # The end of a time of its own is not its caller's end.
+        call.cancellation.expire()
+        assert not request.cancellation.is_cancelled
+
+
 def test_an_instance_shows_that_it_waits_for_others(host: PythonModelHost) -> None:
     host.services.models["callee"] = echo
     waits = []
