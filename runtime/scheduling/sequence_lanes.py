@@ -12,6 +12,7 @@ from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.scheduling.batcher import NEVER, Batcher
 from cantata.runtime.scheduling.sequence_table import DropReason, Sequence, SequenceTable
+from cantata.runtime.scheduling.settling import Settling
 
 # Gives a request what its model gets beside its inputs, when its turn in its sequence has come.
 Prepare = Callable[[InferenceRequest, Sequence], None]
@@ -109,6 +110,8 @@ class DirectLane:
         self._top = -1
         self._ready = 0
         self._oldest_ns = 0
+        self._settling = Settling()
+        self._taken_ns = 0
 
     def place(self, sequence: Sequence, now_ns: int) -> None:
         self._slots[sequence.slot] = sequence
@@ -133,14 +136,17 @@ class DirectLane:
     def ready_at(self, now_ns: int) -> int:
         if not self._ready:
             return NEVER
-        if self._ready / self.slot_count >= self._utilization:
-            return now_ns
-        return self._oldest_ns + self._delay_ns + 1
+        if self._ready / self.slot_count < self._utilization:
+            return self._oldest_ns + self._delay_ns + 1
+        return (self._settling.is_on and self._settling.waits_until(self._ready, now_ns)) or now_ns
 
     def take(self, now_ns: int) -> Turns:
         top = self._drop_abandoned(now_ns)
         if top < 0 or self.ready_at(now_ns) > now_ns:
             return []
+        if self._settling.is_on:
+            self._settling.end(self._ready)
+        self._taken_ns = now_ns
         turns: Turns = []
         shapes: object = None
         for slot in range(top + 1):
@@ -165,9 +171,14 @@ class DirectLane:
         return turns
 
     def finished(self, turns: Turns, now_ns: int) -> None:
+        coming = 0
         for turn in turns:
             if turn is not None:
-                self._table.ran(turn.sequence, now_ns)
+                sequence = turn.sequence
+                self._table.ran(sequence, now_ns)
+                coming += not (sequence.is_closed or sequence.waiting)
+        if coming and self._ready:
+            self._settling.begin(self._ready, coming, now_ns - self._taken_ns, now_ns, most=self.slot_count)
 
     def abandon(self, now_ns: int) -> None:
         for sequence in self.sequences():
@@ -266,15 +277,19 @@ class OldestLane:
         prepare: Prepare,
         batcher: Batcher,
         slot_count: int,
+        max_batch_size: int,
     ) -> None:
         self._index = index
         self._table = table
         self._prepare = prepare
         self._batcher = batcher
+        self._most = max_batch_size
         self.slot_count = slot_count
         self._slots: list[Sequence | None] = [None] * slot_count
         self._is_busy = bytearray(slot_count)
         self._issued: dict[InferenceRequest, Turn] = {}
+        self._settling = Settling()
+        self._taken_ns = 0
 
     def place(self, sequence: Sequence, now_ns: int) -> None:
         self._slots[sequence.slot] = sequence
@@ -303,9 +318,15 @@ class OldestLane:
         return len(self._batcher)
 
     def ready_at(self, now_ns: int) -> int:
-        return self._batcher.ready_at(now_ns)
+        ready_ns = self._batcher.ready_at(now_ns)
+        if self._settling.is_on and NEVER < ready_ns <= now_ns:
+            return self._settling.waits_until(len(self._batcher), now_ns) or ready_ns
+        return ready_ns
 
     def take(self, now_ns: int) -> Turns:
+        if self._settling.is_on:
+            self._settling.end(len(self._batcher))
+        self._taken_ns = now_ns
         batch = self._batcher.take(now_ns)
         for request in batch.dropped:
             is_cancelled = request.cancellation.is_cancelled
@@ -314,6 +335,7 @@ class OldestLane:
         return [self._issued[request] for request in batch.requests]
 
     def finished(self, turns: Turns, now_ns: int) -> None:
+        coming = 0
         for turn in turns:
             if turn is None:
                 continue
@@ -323,6 +345,11 @@ class OldestLane:
             self._table.ran(sequence, now_ns)
             if sequence.waiting or sequence.is_closed:
                 self._go_on(sequence, now_ns)
+            else:
+                coming += 1
+        ready = len(self._batcher)
+        if coming and 0 < ready == len(self._issued):
+            self._settling.begin(ready, coming, now_ns - self._taken_ns, now_ns, most=self._most)
 
     def abandon(self, now_ns: int) -> None:
         lost = self.sequences()

@@ -466,13 +466,14 @@ class SequenceScheduler:
         for request in rescheduled:
             request.queued_ns = end_ns
         lane = self._lanes[instance]
+        now_ns = monotonic_ns()
         with self._lock:
-            self._batcher.finished(lane, turns, rescheduled, end_ns)
+            self._batcher.finished(lane, turns, rescheduled, now_ns)
             for request in rescheduled:
                 request.queue = self
             if is_instance_free:
-                self._rest(lane, end_ns)
-            next_instance = self._reserve(lane, end_ns)
+                self._rest(lane, now_ns)
+            next_instance = self._reserve(lane, now_ns)
             dropped = self._batcher.take_dropped()
             if self._leaving:
                 self._notice_left()

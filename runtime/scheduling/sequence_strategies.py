@@ -60,4 +60,5 @@ def _oldest_lane(
 ) -> OldestLane:
     batcher = DynamicBatcher(spec, oldest.preferred_batch_size, oldest.max_queue_delay_microseconds)
     slot_count = oldest.max_candidate_sequences if oldest.max_candidate_sequences > 0 else 0
-    return OldestLane(index, table, prepare, batcher, slot_count or max(spec.max_batch_size, 1))
+    max_batch_size = max(spec.max_batch_size, 1)
+    return OldestLane(index, table, prepare, batcher, slot_count or max_batch_size, max_batch_size)

@@ -55,8 +55,8 @@ class Dropped(NamedTuple):
 class Sequence:
     """Requests with one correlation id, from the one that starts it to the one that ends it.
 
-    `lane` and `slot` say where it runs: both are fixed from the moment it has them. `has_turn` says that a request of it
-    has had its turn and is not over, `is_closed` that no further request will come: it ended, or was ended.
+    `lane` and `slot` say where it runs: both are fixed from the moment it has them. `has_turn` says that a request of
+    it has had its turn and is not over, `is_closed` that no further request will come: it ended, or was ended.
     `states` and `id_tensor` are not looked at here: they are what the model's next execution is given, and live
     exactly as long as the sequence.
     """
