@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-_BACKLOG: Final = 1024
+BACKLOG: Final = 1024
 
 
 def bound_socket(address: str, port: int, reuse_port: bool) -> socket.socket:
@@ -17,7 +17,7 @@ def bound_socket(address: str, port: int, reuse_port: bool) -> socket.socket:
         if reuse_port:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind((address, port))
-        bound.listen(_BACKLOG)
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         raise OSError(error.errno, f"cannot listen on {address}:{port}: {error.strerror}") from None

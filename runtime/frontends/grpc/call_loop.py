@@ -24,7 +24,7 @@ from cantata.runtime.frontends.grpc.compression import ENCODINGS, is_known
 from cantata.runtime.frontends.grpc.connection import Connection
 from cantata.runtime.frontends.grpc.http2.frames import ErrorCode
 from cantata.runtime.frontends.grpc.options import GrpcOptions
-from cantata.runtime.frontends.listening import bound_socket
+from cantata.runtime.frontends.listening import BACKLOG, bound_socket
 from cantata.runtime.frontends.tls import TlsFiles
 
 _log = logging.getLogger("cantata.grpc")
@@ -193,6 +193,7 @@ class CallLoop:
         self._listener = await loop.create_server(
             lambda: Connection(self, options, loop),
             sock=bound,
+            backlog=BACKLOG,
             ssl=tls,
             ssl_handshake_timeout=timeout_ms / 1000 if tls is not None and timeout_ms else None,
         )

@@ -28,13 +28,13 @@ from cantata.runtime.frontends.http.infer import InferRoute
 from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.http.restriction import Restrictions
 from cantata.runtime.frontends.http.routes import create_application, create_metrics_application
+from cantata.runtime.frontends.listening import BACKLOG, bound_socket
 from cantata.runtime.observe.machine_metrics import MachineFigures
 from cantata.runtime.observe.metrics import MetricsText
 
 if TYPE_CHECKING:
     from cantata.runtime.server import Server
 
-_BACKLOG: Final = 1024
 # How often connections are looked at for clients that are too slow.
 _LOOK_INTERVAL_S: Final = 1.0
 _INFER_PATH: Final = re.compile(rb"/v2/models/([^/]+)(?:/versions/([0-9]+))?/infer")
@@ -67,11 +67,11 @@ class HttpServer:
         sockets: list[socket.socket] = []
         try:
             if options.port is not None:
-                sockets.append(_bound_socket(options.address, options.port, options.reuse_port))
+                sockets.append(bound_socket(options.address, options.port, options.reuse_port))
                 self.port = sockets[-1].getsockname()[1]
             if options.metrics_port is not None:
                 address = options.metrics_address or options.address
-                sockets.append(_bound_socket(address, options.metrics_port, options.reuse_port))
+                sockets.append(bound_socket(address, options.metrics_port, options.reuse_port))
                 self.metrics_port = sockets[-1].getsockname()[1]
         except OSError:
             for bound in sockets:
@@ -205,7 +205,7 @@ class _Port:
         self._listener = await loop.create_server(
             lambda: Connection(self._handler, self.connections),
             sock=bound,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
             ssl=context,
             ssl_handshake_timeout=timeout_ms / 1000 if context is not None and timeout_ms else None,
         )
@@ -325,18 +325,3 @@ class _HttpHandler:
 
 def _model_in(match: re.Match[bytes]) -> tuple[str, int]:
     return unquote(match[1].decode("latin-1")), int(match[2] or -1)
-
-
-def _bound_socket(address: str, port: int, reuse_port: bool) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        bound.bind((address, port))
-        bound.listen(_BACKLOG)
-    except OSError as error:
-        bound.close()
-        raise OSError(error.errno, f"cannot listen on {address}:{port}: {error.strerror}") from None
-    return bound
