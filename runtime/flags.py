@@ -93,6 +93,12 @@ SERVE_FLAGS: tuple[Flag, ...] = (
         "Models",
         ("model-config-name", _T, "", "prefer configs/<name>.pbtxt over config.pbtxt where a model has it"),
         ("model-load-thread-count", _I, "4", "how many models are loaded at once"),
+        (
+            "model-namespacing",
+            _B,
+            "false",
+            "each repository is a namespace: models in several of them may have one name",
+        ),
         ("exit-on-error", _B, "true", "exit when a model fails to load, instead of serving the others"),
         ("disable-auto-complete-config", _S, "false", "take each config.pbtxt as it is, and require one"),
         ("strict-model-config", _B, "false", "the same as --disable-auto-complete-config, when true"),

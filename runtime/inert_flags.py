@@ -23,7 +23,6 @@ INERT_ROWS: Final[tuple[InertRow, ...]] = (
         "Models",
         False,
     ),
-    ("model-namespacing", "boolean", "false", "names are unique over all repositories", "Models", False),
     ("enable-peer-access", "boolean", "true", "left to each backend's library", "Models", False),
     ("backend-directory", "text", "", "backends are Python packages", "Models", False),
     ("repoagent-directory", "text", "", "there are no repository agents", "Models", False),

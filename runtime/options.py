@@ -30,6 +30,8 @@ class ServerOptions:
     repository_poll_secs: float = 15.0
     model_config_name: str = ""
     model_load_thread_count: int = 4
+    # Whether every repository is a namespace: models of one name in several of them are several models.
+    model_namespacing: bool = False
     exit_timeout_secs: float = 30.0
     allow_client_shm: bool = False
     trace: TraceSettings = field(default_factory=TraceSettings)

@@ -116,6 +116,7 @@ def _server_options(flags: _Flags) -> ServerOptions:
         strict_readiness=flags.truth("strict-readiness"),
         model_config_name=flags.text("model-config-name"),
         model_load_thread_count=thread_count,
+        model_namespacing=flags.truth("model-namespacing"),
         exit_timeout_secs=float(flags.text("exit-timeout-secs")),
         trace=_trace_settings(flags),
         latencies=_latency_options(flags)[0],

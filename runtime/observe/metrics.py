@@ -288,6 +288,8 @@ class MetricsText:
 
 def _labels_of(figures: ModelFigures) -> Labels:
     tags = tuple((f"_{name}", value) for name, value in figures.metric_tags.items())
+    if figures.namespace:
+        tags += (("namespace", figures.namespace),)
     return (*tags, ("model", figures.name), ("version", figures.version))
 
 

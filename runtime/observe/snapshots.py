@@ -126,4 +126,6 @@ class ModelFigures:
     histogram: HistogramFigures | None = None
     summaries: Mapping[str, SummaryFigures] = field(default_factory=dict)
     byte_budget: ByteFigures | None = None
+    # Where the repositories are namespaces: the one that it is in.
+    namespace: str = ""
     is_cached: bool = False

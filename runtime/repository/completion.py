@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from cantata.dag.checks import check_ensemble
 from cantata.grammars.model_config import ModelConfig
@@ -55,6 +55,10 @@ class PreparedModel:
     problems: tuple[Problem, ...]
     # What completing the configuration failed with, where that was not a problem of its text.
     error: InferenceError | None = None
+    # The models that the names in an ensemble's steps mean, where that is not those of these names.
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    # The names in its steps that could mean several models.
+    ambiguous: frozenset[str] = frozenset()
 
     @property
     def is_ensemble(self) -> bool:
@@ -62,7 +66,12 @@ class PreparedModel:
 
     @property
     def step_models(self) -> frozenset[str]:
-        """The models that an ensemble's steps name."""
+        """The identifiers of the models that an ensemble's steps name."""
+        return frozenset(self.meanings.get(name, name) for name in self.step_names)
+
+    @property
+    def step_names(self) -> frozenset[str]:
+        """The names that an ensemble's steps give."""
         ensemble = self.config.ensemble_scheduling
         return frozenset(() if ensemble is None else (step.model_name for step in ensemble.step))
 

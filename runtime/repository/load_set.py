@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from cantata.dag.checks import check_cycles
@@ -22,6 +23,7 @@ from cantata.runtime.repository.completion import PreparedModel
 from cantata.runtime.repository.hosted_instances import InstanceChange
 from cantata.runtime.repository.load_order import load_order
 from cantata.runtime.repository.loader import ModelLoader
+from cantata.runtime.repository.namespaces import ambiguity, identifiers_named, name_in
 from cantata.runtime.repository.model_version import ModelState, ModelVersion
 from cantata.runtime.repository.registry import FailedVersion, ModelEntry, Registry
 
@@ -66,16 +68,18 @@ class LoadSet:
         Of those that are `kept`, versions serve on where they can; of an ensemble, while its steps' models do.
         """
         kept = kept or {}
-        prepared = {model.directory.name: model for model in models}
+        prepared = {model.directory.identifier: model for model in models}
         self.entries.update((name, ModelEntry()) for name in unavailable)
         plain = [model for model in prepared.values() if not model.is_ensemble]
         if len(plain) > 1:
             with ThreadPoolExecutor(self._thread_count, "cantata-load") as executor:
-                serving = [kept.get(model.directory.name, _NONE) for model in plain]
+                serving = [kept.get(model.directory.identifier, _NONE) for model in plain]
                 loaded = list(executor.map(self._load_model, plain, serving))
         else:
-            loaded = [self._load_model(model, kept.get(model.directory.name, _NONE)) for model in plain]
-        self.entries.update((model.directory.name, entry) for model, entry in zip(plain, loaded, strict=True))
+            loaded = [self._load_model(model, kept.get(model.directory.identifier, _NONE)) for model in plain]
+        self.entries.update(
+            (model.directory.identifier, entry) for model, entry in zip(plain, loaded, strict=True)
+        )
         ensembles = {name: model for name, model in prepared.items() if model.is_ensemble}
         circles = _circular(ensembles)
         for name in load_order({name: model.step_models for name, model in ensembles.items()}):
@@ -156,21 +160,23 @@ class LoadSet:
             # Whether it is decoupled was found out when it was loaded.
             policy = serving.config.model_transaction_policy
             config = config.model_copy(update={"model_transaction_policy": policy})
-        self._changes.setdefault(model.directory.name, []).append(_Change(serving, config, change))
+        self._changes.setdefault(model.directory.identifier, []).append(_Change(serving, config, change))
         return serving
 
     def _has_same_steps(self, model: PreparedModel, serving: ModelVersion) -> bool:
         ensemble = model.config.ensemble_scheduling
         steps = () if ensemble is None else ensemble.step
         try:
-            found = tuple(self._find(step.model_name, step.model_version) for step in steps)
+            found = tuple(self._find(model, step.model_name, step.model_version) for step in steps)
         except LookupError:
             return False
         return found == serving.depends_on
 
     def _load_version(self, model: PreparedModel, version: int) -> ModelVersion:
         if model.is_ensemble:
-            return self._loader.load_ensemble(model, version, self._describe, self._find)
+            return self._loader.load_ensemble(
+                model, version, partial(self._describe, model), partial(self._find, model)
+            )
         return self._loader.load(model, version)
 
     def _entry(self, name: str) -> ModelEntry | None:
@@ -179,17 +185,21 @@ class LoadSet:
             return entry
         return self._registry.entry(name) if self._registry.is_known(name) else None
 
-    def _find(self, name: str, version: int) -> ModelVersion:
-        entry = self._entry(name) or ModelEntry()
+    def _find(self, ensemble: PreparedModel, name: str, version: int) -> ModelVersion:
+        """A version that a step of `ensemble` calls."""
+        entry = self._entry(ensemble.meanings.get(name, name)) or ModelEntry()
         ready = entry.ready_versions
         return entry.versions[ready[-1] if version == -1 else version]
 
-    def _describe(self, name: str, version: int) -> ComposingModel | MissingModel:
-        """What an ensemble's checks need to know of a model that a step names."""
-        entry = self._entry(name)
+    def _describe(self, ensemble: PreparedModel, name: str, version: int) -> ComposingModel | MissingModel:
+        """What the checks of `ensemble` need to know of a model that a step names."""
+        entry = self._entry(ensemble.meanings.get(name, name))
         if entry is None:
-            known = {*self.entries, *self._registry.names(), *self._registry.names_on_disk()}
-            return MissingModel(is_known=False, known_models=tuple(sorted(known)))
+            known = {*self.entries, *self._registry.identifiers(), *self._registry.identifiers_on_disk()}
+            if name in ensemble.ambiguous:
+                count = len(identifiers_named(name, known))
+                return MissingModel(is_known=True, reason=ambiguity(name, count), is_valid=False)
+            return MissingModel(is_known=False, known_models=tuple(sorted(map(name_in, known))))
         ready = entry.ready_versions
         if ready:
             chosen = version if version in ready else ready[-1]
@@ -198,12 +208,25 @@ class LoadSet:
         return MissingModel(is_known=True, reason=reason, is_valid=not entry.is_invalid)
 
 
+def _by_identifier(ensemble: PreparedModel) -> ModelConfig:
+    """An ensemble's configuration with the identifiers of its steps' models in the place of their names."""
+    scheduling = ensemble.config.ensemble_scheduling
+    if scheduling is None or not ensemble.meanings:
+        return ensemble.config
+    steps = tuple(
+        step.model_copy(update={"model_name": ensemble.meanings.get(step.model_name, step.model_name)})
+        for step in scheduling.step
+    )
+    scheduling = scheduling.model_copy(update={"step": steps})
+    return ensemble.config.model_copy(update={"ensemble_scheduling": scheduling})
+
+
 def _circular(ensembles: Mapping[str, PreparedModel]) -> dict[str, list[Problem]]:
     """The problems of ensembles that need themselves, by name."""
     sound = {name: ensemble for name, ensemble in ensembles.items() if ensemble.failure() is None}
     circles: dict[str, list[Problem]] = {}
     for problem in check_cycles(
-        {name: ensemble.config for name, ensemble in sound.items()},
+        {name: _by_identifier(ensemble) for name, ensemble in sound.items()},
         {name: ensemble.positions for name, ensemble in sound.items()},
     ):
         circles.setdefault(problem.model, []).append(problem)

@@ -130,6 +130,7 @@ class ModelLoader:
             byte_budget,
             identity,
             latencies,
+            namespace=prepared.directory.namespace,
         )
 
     def can_change_instances(self, version: ModelVersion, prepared: PreparedModel) -> bool:
@@ -219,6 +220,7 @@ class ModelLoader:
             load_identity=identity,
             latencies=latencies,
             step_figures=ensemble_scheduler.step_figures,
+            namespace=prepared.directory.namespace,
         )
 
     def close(self) -> None:

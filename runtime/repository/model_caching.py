@@ -23,12 +23,8 @@ from cantata.runtime.observe.latencies import Latencies
 from cantata.runtime.observe.snapshots import CacheFigures
 from cantata.runtime.repository.completion import PreparedModel
 from cantata.runtime.repository.model_version import ModelVersion
-from cantata.runtime.scheduling.caching_scheduler import (
-    CachedScheduler,
-    CachingParts,
-    CachingRules,
-    CachingScheduler,
-)
+from cantata.runtime.scheduling.caching_rules import CachedScheduler, CachingParts, CachingRules
+from cantata.runtime.scheduling.caching_scheduler import CachingScheduler
 from cantata.runtime.scheduling.priority_queue import queue_policies
 from cantata.runtime.scheduling.response_order import ResponseOrder
 from cantata.runtime.scheduling.timer import Timer

@@ -20,6 +20,7 @@ from cantata.runtime.observe.latencies import Latencies
 from cantata.runtime.observe.phases import StepFigures
 from cantata.runtime.observe.snapshots import ModelStatistics, ProcessFigures
 from cantata.runtime.repository.hosted_instances import HostedInstances
+from cantata.runtime.repository.namespaces import identifier_of
 from cantata.runtime.request import InferenceRequest
 
 _log = logging.getLogger("cantata.repository")
@@ -74,8 +75,10 @@ class ModelVersion:
         load_identity: bytes = b"",
         latencies: Latencies | None = None,
         step_figures: Callable[[], tuple[StepFigures, ...]] = tuple,
+        namespace: str = "",
     ) -> None:
         self.name = config.name
+        self.namespace = namespace
         self.version = version
         self.config = config
         self.directory = directory
@@ -93,6 +96,11 @@ class ModelVersion:
         self.state = ModelState.LOADING
         self.reason = ""
         self._config_json: bytes | None = None
+
+    @property
+    def identifier(self) -> str:
+        """What its model is known by."""
+        return identifier_of(self.name, self.namespace)
 
     @property
     def is_ready(self) -> bool:

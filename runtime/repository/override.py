@@ -92,7 +92,8 @@ class OverrideDirectories:
         Raises InferenceError where there is nothing to put a configuration in the place of, or no room for files.
         """
         if override.files:
-            directory = self._written(name, override.files)
+            namespace = "" if directory is None else directory.namespace
+            directory = dataclasses.replace(self._written(name, override.files), namespace=namespace)
         elif directory is None:
             raise internal_error(f"failed to load '{name}', failed to poll from model repository")
         return dataclasses.replace(

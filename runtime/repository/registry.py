@@ -7,11 +7,14 @@ index. Loads nothing and closes nothing.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from cantata.runtime.errors import InferenceError, invalid_argument, not_found, unavailable
 from cantata.runtime.repository.model_version import ModelState, ModelVersion
+from cantata.runtime.repository.namespaces import ambiguity, identifiers_named, name_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class ModelEntry:
 
 
 _NOTHING = ModelEntry()
+DUPLICATED: Final = "model appears in two or more repositories"
 
 
 class Registry:
@@ -60,10 +64,13 @@ class Registry:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._models: dict[str, ModelEntry] = {}
-        # The highest READY version of each model: what a request without a version gets.
+        # The highest READY version of each model, and of each name that one model has: what a request without a version
+        # gets.
         self._latest: dict[str, ModelVersion] = {}
-        # Every name that is on disk, loaded or not.
-        self._names_on_disk: frozenset[str] = frozenset()
+        # What is on disk, loaded or not.
+        self._identifiers_on_disk: frozenset[str] = frozenset()
+        # What more than one repository holds, so that nobody can know which is meant.
+        self._duplicated: frozenset[str] = frozenset()
 
     def find(self, name: str, version: int) -> ModelVersion:
         """The READY version asked for, or with -1 the highest; raises InferenceError as section 3 says."""
@@ -78,20 +85,24 @@ class Registry:
         raise self._lookup_error(name, version)
 
     def entry(self, name: str) -> ModelEntry:
-        """All that is known of a model; an empty entry for one that is not."""
-        return self._models.get(name, _NOTHING)
+        """All that is known of a model, by its identifier or as the only one of a name; empty for one that is not."""
+        entry = self._models.get(name)
+        if entry is None:
+            named = self._named(name)
+            entry = self._models[named[0]] if len(named) == 1 else _NOTHING
+        return entry
 
     def is_known(self, name: str) -> bool:
         """Whether the model was ever loaded, or tried to be."""
         return name in self._models
 
-    def names(self) -> list[str]:
+    def identifiers(self) -> list[str]:
         """The models that were ever loaded, or tried to be."""
         return sorted(self._models)
 
-    def names_on_disk(self) -> frozenset[str]:
+    def identifiers_on_disk(self) -> frozenset[str]:
         """The models that the repositories hold."""
-        return self._names_on_disk
+        return self._identifiers_on_disk
 
     def all_versions(self) -> list[ModelVersion]:
         """Every version, READY or not, by name and version."""
@@ -122,9 +133,10 @@ class Registry:
             self._models = models
             self._latest = _latest_of(models)
 
-    def set_names_on_disk(self, names: Iterable[str]) -> None:
-        """Tell what the repositories hold now."""
-        self._names_on_disk = frozenset(names)
+    def set_on_disk(self, identifiers: Iterable[str], duplicated: Iterable[str]) -> None:
+        """Tell what the repositories hold now, once or more often."""
+        self._duplicated = frozenset(duplicated)
+        self._identifiers_on_disk = frozenset(identifiers) | self._duplicated
 
     def refresh(self) -> None:
         """Look at the states of all versions anew, after some have changed."""
@@ -133,11 +145,7 @@ class Registry:
 
     def index(self, ready_only: bool) -> list[ModelIndexEntry]:
         """The repository index (reference, sections 3 and 6.12)."""
-        models = {
-            name: entry
-            for name, entry in self._models.items()
-            if name in self._names_on_disk or entry.ready_versions or entry.failures
-        }
+        models = {name: entry for name, entry in self._models.items() if self._is_shown(name, entry)}
         entries = [
             ModelIndexEntry(found.name, str(found.version), found.state.value, found.reason)
             for entry in models.values()
@@ -156,14 +164,39 @@ class Registry:
                 for failure in entry.failures
                 if failure.version not in entry.versions
             ]
-            entries += [ModelIndexEntry(name, "", "", "") for name in self._names_on_disk - models.keys()]
+            unavailable = ModelState.UNAVAILABLE.value
+            entries += [ModelIndexEntry(name, "", unavailable, DUPLICATED) for name in self._duplicated]
+            unloaded = self._identifiers_on_disk - models.keys() - self._duplicated
+            entries += [ModelIndexEntry(name_in(identifier), "", "", "") for identifier in unloaded]
         return sorted(entries, key=_index_order)
+
+    def _is_shown(self, identifier: str, entry: ModelEntry) -> bool:
+        """Whether the index tells of a model: it is on disk, or something else must be known of it."""
+        if entry.ready_versions:
+            return True
+        if identifier in self._duplicated:
+            return False
+        return identifier in self._identifiers_on_disk or bool(entry.failures)
+
+    def _named(self, name: str) -> list[str]:
+        """The models of that name that are in namespaces and not unloaded."""
+        models = self._models
+        return [
+            identifier
+            for identifier in identifiers_named(name, models)
+            if identifier != name and not models[identifier].is_unloaded
+        ]
 
     def _lookup_error(self, name: str, version: int) -> InferenceError:
         unknown = f"Request for unknown model: '{name}'"
-        if not self.is_known(name):
+        named = self._named(name)
+        if len(named) > 1:
+            return invalid_argument(ambiguity(name, len(named)))
+        if not self.is_known(name) and not identifiers_named(name, self._models):
             return invalid_argument(f"{unknown} is not found")
         entry = self.entry(name)
+        if entry is _NOTHING:
+            entry = ModelEntry(is_unloaded=True)
         if entry.is_unloaded:
             return not_found(f"Identifier of model '{name}' is not found in global map")
         if version == -1:
@@ -174,11 +207,18 @@ class Registry:
 
 
 def _latest_of(models: Mapping[str, ModelEntry]) -> dict[str, ModelVersion]:
-    latest = {}
-    for name, entry in models.items():
+    latest: dict[str, ModelVersion] = {}
+    several: Counter[str] = Counter()
+    for identifier, entry in models.items():
+        name = name_in(identifier)
+        if name != identifier and not entry.is_unloaded:
+            several[name] += 1
         ready = entry.ready_versions
         if ready:
-            latest[name] = entry.versions[ready[-1]]
+            latest[identifier] = latest[name] = entry.versions[ready[-1]]
+    for name, count in several.items():
+        if count > 1:
+            latest.pop(name, None)
     return latest
 
 

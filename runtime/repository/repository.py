@@ -22,14 +22,19 @@ from cantata.runtime.repository.kept_versions import kept_versions
 from cantata.runtime.repository.load_set import LoadSet
 from cantata.runtime.repository.loader import ModelLoader
 from cantata.runtime.repository.model_version import ModelState, ModelVersion
+from cantata.runtime.repository.namespaces import ambiguity, identifiers_named, resolved
 from cantata.runtime.repository.override import OverrideDirectories, read_load_parameters
-from cantata.runtime.repository.registry import FailedVersion, ModelEntry, Registry
+from cantata.runtime.repository.registry import DUPLICATED, FailedVersion, ModelEntry, Registry
 from cantata.runtime.repository.retirement import Retirement
-from cantata.runtime.repository.source import ModelDirectory, RepositoryContents, scan_repositories
+from cantata.runtime.repository.source import (
+    ModelDirectory,
+    RepositoryContents,
+    list_repositories,
+    scan_repositories,
+)
 
 _log = logging.getLogger("cantata.repository")
 
-_DUPLICATED: Final = "model appears in two or more repositories"
 _NOT_EXPLICIT: Final = "explicit model load / unload is not allowed if polling is enabled"
 
 
@@ -61,7 +66,9 @@ class ModelRepository:
         config_name: str,
         auto_complete: bool,
         thread_count: int,
+        namespacing: bool = False,
     ) -> None:
+        self._namespacing = namespacing
         self._paths = paths
         self._loader = loader
         self._registry = registry
@@ -82,16 +89,19 @@ class ModelRepository:
         with self._lock:
             contents = self._scan()
             if self._mode is ModelControlMode.EXPLICIT and "*" not in names:
-                wanted = {name for name in names if name in contents.models}
-                for name in sorted(set(names) - contents.models.keys()):
-                    self._note_failure(name, "failed to poll from model repository")
+                wanted: set[str] = set()
+                for name in sorted(set(names)):
+                    identifiers = identifiers_named(name, contents.models)
+                    wanted.update(identifiers)
+                    if not identifiers:
+                        self._note_failure(name, "failed to poll from model repository")
                 directories = [contents.models[name] for name in sorted(wanted)]
                 prepared = self._with_composing(self._prepare_all(directories), contents)
             else:
                 prepared = self._prepare_all(list(contents.models.values()))
                 wanted = set(contents.models)
                 for name in sorted(contents.duplicated):
-                    self._note_failure(name, _DUPLICATED)
+                    self._note_failure(name, DUPLICATED)
             self._change(prepared, wanted, ())
 
     def load(self, name: str, parameters: Mapping[str, str | bytes]) -> None:
@@ -105,22 +115,23 @@ class ModelRepository:
         override = read_load_parameters(name, parameters)
         with self._lock:
             contents = self._scan()
-            directory = contents.models.get(name)
+            directories = [contents.models[found] for found in identifiers_named(name, contents.models)]
             if override is not None:
-                directory = self._overrides.overridden(name, directory, override)
-            if directory is None:
+                if len(directories) > 1:
+                    raise invalid_argument(ambiguity(name, len(directories)))
+                on_disk = directories[0] if directories else None
+                directories = [self._overrides.overridden(name, on_disk, override)]
+            if not directories:
                 raise internal_error(f"failed to load '{name}', failed to poll from model repository")
-            prepared = self._with_composing(self._prepare_all([directory]), contents)
-            self._change([model for model in prepared if self._is_due(model)], {name}, ())
+            prepared = self._with_composing(self._prepare_all(directories), contents)
+            asked = {directory.identifier for directory in directories}
+            self._change([model for model in prepared if self._is_due(model)], asked, ())
             self._overrides.remove_unused(self._directories_in_use())
-            failures = self._registry.entry(name).failures
-            if failures:
-                is_configured = all(
-                    model.failure() is None or model.error is not None
-                    for model in prepared
-                    if model.directory.name == name
-                )
-                raise _load_error(name, failures) if is_configured else _poll_error(name, failures)
+            for model in prepared:
+                failures = self._registry.entry(model.directory.identifier).failures
+                if model.directory.identifier in asked and failures:
+                    is_configured = model.failure() is None or model.error is not None
+                    raise _load_error(name, failures) if is_configured else _poll_error(name, failures)
 
     def unload(self, name: str, unload_dependents: bool = False) -> None:
         """Stop serving a model and the ensembles that need it; requests in flight finish.
@@ -130,19 +141,30 @@ class ModelRepository:
         """
         self._require_explicit()
         with self._lock:
-            names = {name}
-            if unload_dependents and name in self._known:
-                names |= self._unneeded_without(name)
-            self._change((), (), names & self._known.keys())
+            removed = set(identifiers_named(name, self._known))
+            if unload_dependents:
+                removed.update(*map(self._unneeded_without, tuple(removed)))
+            self._change((), (), removed)
 
     def poll(self) -> None:
         """Load what is new, reload what has changed, unload what is gone; see `load` for what a failure does."""
         with self._lock:
             contents = self._scan()
             removed = self._known.keys() - contents.models.keys()
-            changed = [found for found in contents.models.values() if self._is_changed(found)]
+            changed = [
+                found
+                for found in contents.models.values()
+                if self._is_changed(found) or self._means_others(found)
+            ]
             if changed or removed:
-                self._change(self._prepare_all(changed), {found.name for found in changed}, removed)
+                self._change(self._prepare_all(changed), {found.identifier for found in changed}, removed)
+
+    def look_at_disk(self) -> None:
+        """Have the index tell what the repositories hold now; what cannot be read is told as it was."""
+        try:
+            self._registry.set_on_disk(*list_repositories(self._paths, namespacing=self._namespacing))
+        except InferenceError as error:
+            _log.warning("%s", error)
 
     def unload_all(self, deadline_ns: int) -> bool:
         """Stop every model, wait for accepted requests until `deadline_ns`, and close what was loaded.
@@ -164,7 +186,15 @@ class ModelRepository:
         before = {name: self._registry.entry(name) for name in self._known}
         load_set = LoadSet(self._loader, self._registry, self._thread_count)
         load_set.load(prepared, removed, self._kept(prepared, before))
-        refused = self._withdraw_failed(load_set, [model.directory.name for model in prepared], before)
+        refused = self._withdraw_failed(load_set, [model.directory.identifier for model in prepared], before)
+        while orphans := _orphans(load_set, prepared):
+            # Their steps' models were taken out again: they are made once more, over what serves.
+            for model in orphans:
+                self._retirement.discard(load_set.withdraw(model.directory.identifier))
+            load_set.load(orphans)
+            refused |= self._withdraw_failed(
+                load_set, [model.directory.identifier for model in orphans], before
+            )
         dependents = self._dependents_of(
             name
             for name, entry in load_set.entries.items()
@@ -186,7 +216,7 @@ class ModelRepository:
         ]
         # A version that is replaced is READY until the new one is found in its place: no request falls between.
         for version in leaving:
-            if entries[version.name].versions.get(version.version) is version:
+            if entries[version.identifier].versions.get(version.version) is version:
                 version.state = ModelState.UNLOADING
         self._registry.replace(entries | refused)
         for version in leaving:
@@ -202,7 +232,7 @@ class ModelRepository:
         """The versions of `prepared` that may serve on: what they are made from has not changed."""
         kept: dict[str, dict[int, ModelVersion]] = {}
         for model in prepared:
-            name = model.directory.name
+            name = model.directory.identifier
             known = self._known.get(name)
             if known is None or known.served is None or model.failure() is not None:
                 continue
@@ -236,7 +266,7 @@ class ModelRepository:
         refused: Collection[str],
     ) -> None:
         for model in prepared:
-            name = model.directory.name
+            name = model.directory.identifier
             known = self._known.get(name)
             was_explicit = known is not None and known.is_explicit
             served: PreparedModel | None = model
@@ -247,8 +277,8 @@ class ModelRepository:
             self._known.pop(name, None)
 
     def _scan(self) -> RepositoryContents:
-        contents = scan_repositories(self._paths, self._config_name)
-        self._registry.set_names_on_disk(contents.models.keys() | contents.duplicated)
+        contents = scan_repositories(self._paths, self._config_name, namespacing=self._namespacing)
+        self._registry.set_on_disk(contents.models.keys(), contents.duplicated)
         return contents
 
     def _prepare_all(self, directories: Collection[ModelDirectory]) -> list[PreparedModel]:
@@ -258,13 +288,35 @@ class ModelRepository:
             return list(executor.map(self._prepare, directories))
 
     def _prepare(self, directory: ModelDirectory) -> PreparedModel:
-        return prepare_model(directory, self._loader.backend, self._completing)
+        prepared = prepare_model(directory, self._loader.backend, self._completing)
+        return self._with_meanings(prepared) if directory.namespace else prepared
+
+    def _with_meanings(self, prepared: PreparedModel) -> PreparedModel:
+        """An ensemble with what its steps' names mean in its namespace, where they mean one model."""
+        ensemble = prepared.config.ensemble_scheduling
+        if ensemble is None:
+            return prepared
+        namespace = prepared.directory.namespace
+        identifiers = self._registry.identifiers_on_disk()
+        found = {name: resolved(name, namespace, identifiers) for name in prepared.step_names}
+        meanings = {name: identifier for name, identifier in found.items() if identifier is not None}
+        steps = tuple(
+            step.model_copy(update={"model_namespace": meanings[step.model_name].rpartition("/")[0]})
+            if step.model_name in meanings
+            else step
+            for step in ensemble.step
+        )
+        config = prepared.config.model_copy(
+            update={"ensemble_scheduling": ensemble.model_copy(update={"step": steps})}
+        )
+        ambiguous = frozenset(found.keys() - meanings.keys())
+        return dataclasses.replace(prepared, config=config, meanings=meanings, ambiguous=ambiguous)
 
     def _with_composing(
         self, prepared: Sequence[PreparedModel], contents: RepositoryContents
     ) -> list[PreparedModel]:
         """`prepared`, and the models on disk that its ensembles need, and those that these need."""
-        found = {model.directory.name: model for model in prepared}
+        found = {model.directory.identifier: model for model in prepared}
         waiting = list(prepared)
         while waiting:
             for name in sorted(waiting.pop().step_models - found.keys()):
@@ -282,12 +334,20 @@ class ModelRepository:
         return serving | {known.prepared.directory.path for known in self._known.values()}
 
     def _is_changed(self, directory: ModelDirectory) -> bool:
-        known = self._known.get(directory.name)
+        known = self._known.get(directory.identifier)
         return known is None or known.prepared.directory.fingerprint != directory.fingerprint
+
+    def _means_others(self, directory: ModelDirectory) -> bool:
+        """Whether a name in a known ensemble's steps has come to mean another model."""
+        known = self._known.get(directory.identifier)
+        if known is None or not directory.namespace:
+            return False
+        now = self._with_meanings(known.prepared)
+        return (now.meanings, now.ambiguous) != (known.prepared.meanings, known.prepared.ambiguous)
 
     def _is_due(self, model: PreparedModel) -> bool:
         """Whether loading it would change anything."""
-        name = model.directory.name
+        name = model.directory.identifier
         return self._is_changed(model.directory) or not self._registry.entry(name).ready_versions
 
     def _dependents_of(self, names: Iterable[str]) -> list[str]:
@@ -324,6 +384,20 @@ class ModelRepository:
     def _require_explicit(self) -> None:
         if self._mode is not ModelControlMode.EXPLICIT:
             raise unavailable(_NOT_EXPLICIT)
+
+
+def _orphans(load_set: LoadSet, prepared: Iterable[PreparedModel]) -> list[PreparedModel]:
+    """The ensembles of the set whose steps call what was closed before it served."""
+    return [
+        model
+        for model in prepared
+        if (entry := load_set.entries.get(model.directory.identifier)) is not None
+        and any(
+            step.state is ModelState.UNAVAILABLE
+            for version in entry.versions.values()
+            for step in version.depends_on
+        )
+    ]
 
 
 def _entry_after(entry: ModelEntry, old: ModelEntry | None) -> ModelEntry:

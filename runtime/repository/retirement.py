@@ -110,7 +110,6 @@ class Retirement:
             self._threads.discard(threading.current_thread())
         self._start(free)
 
-
     def _wait_for_answers(self, version: ModelVersion) -> None:
         """Until every accepted request is answered, or nothing has been for long and nothing is executed any more.
 

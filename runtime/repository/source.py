@@ -5,14 +5,17 @@ Reads directories and config.pbtxt files; understands neither configurations nor
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cantata.runtime.errors import internal_error
+from cantata.runtime.repository.namespaces import identifier_of
 
 _log = logging.getLogger("cantata.repository")
 
@@ -43,32 +46,61 @@ class ModelDirectory:
     versions: tuple[int, ...]
     fingerprint: frozenset[Print]
     config_json: str | None = None
+    # The repository that it is in, where every repository is a namespace; else empty.
+    namespace: str = ""
+
+    @property
+    def identifier(self) -> str:
+        """What it is known by."""
+        return identifier_of(self.name, self.namespace)
 
 
 @dataclass(frozen=True, slots=True)
 class RepositoryContents:
-    """All that was found. `duplicated` names appear in two repositories or more, and so serve from none."""
+    """All that was found, by identifier. `duplicated` names are in two repositories or more, and so serve from none."""
 
     models: dict[str, ModelDirectory]
     duplicated: frozenset[str]
 
 
-def scan_repositories(paths: Sequence[Path], config_name: str = "") -> RepositoryContents:
+def scan_repositories(
+    paths: Sequence[Path], config_name: str = "", *, namespacing: bool = False
+) -> RepositoryContents:
     """Find the models in `paths`. `config_name` prefers configs/<config_name>.pbtxt where a model has it.
 
+    With `namespacing` every path is a namespace: models of one name in several of them are several models.
     Raises InferenceError when a repository is not a directory that can be read.
     """
     models: dict[str, ModelDirectory] = {}
     duplicated: set[str] = set()
     for path in paths:
         for directory in _subdirectories(path):
-            if directory.name in models:
-                duplicated.add(directory.name)
+            namespace = str(path) if namespacing else ""
+            identifier = identifier_of(directory.name, namespace)
+            if identifier in models:
+                duplicated.add(identifier)
             else:
-                models[directory.name] = read_model_directory(directory, config_name)
+                model = read_model_directory(directory, config_name)
+                models[identifier] = dataclasses.replace(model, namespace=namespace)
     return RepositoryContents(
         {name: model for name, model in models.items() if name not in duplicated}, frozenset(duplicated)
     )
+
+
+def list_repositories(
+    paths: Sequence[Path], *, namespacing: bool = False
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The identifiers of the models in `paths`, and of these those that are duplicated, without looking into any.
+
+    Raises InferenceError as `scan_repositories`.
+    """
+    counts = Counter(
+        identifier_of(directory.name, str(path) if namespacing else "")
+        for path in paths
+        for directory in _subdirectories(path)
+    )
+    duplicated = frozenset(identifier for identifier, count in counts.items() if count > 1)
+    return frozenset(counts) - duplicated, duplicated
 
 
 def _subdirectories(repository: Path) -> list[Path]:
