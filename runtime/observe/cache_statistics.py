@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from cantata.runtime.clock import monotonic_ns
-from cantata.runtime.observe.latencies import CACHE_HIT, CACHE_MISS, Latencies
+from cantata.runtime.observe.latencies import CACHE_HIT, CACHE_MISS, QUEUE, Latencies
 from cantata.runtime.observe.snapshots import ModelStatistics, StatisticDuration
 from cantata.runtime.observe.statistics import StatisticsCounter
 
@@ -43,6 +43,7 @@ class CacheCounter:
             if self._latencies.has_histogram:
                 self._latencies.first_response(request_ns)
             self._look(self._latencies, CACHE_HIT, lookup_ns)
+            self._look(self._latencies, QUEUE, queue_ns)
 
     def count_miss(self, *, lookup_ns: int, insert_ns: int) -> None:
         """A request that the model has answered with success; looking up came before, keeping the answer after."""
@@ -57,9 +58,9 @@ class CacheCounter:
         self._miss_ns += insert_ns
 
     @staticmethod
-    def _look(latencies: Latencies, outcome: str, duration_ns: int) -> None:
+    def _look(latencies: Latencies, part: str, duration_ns: int) -> None:
         if latencies.has_summaries:
-            latencies.looked_up(outcome, duration_ns, monotonic_ns())
+            latencies.looked_up(part, duration_ns, monotonic_ns())
 
     def added_to(self, statistics: ModelStatistics) -> ModelStatistics:
         """The model's own figures and these together."""

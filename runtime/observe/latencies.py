@@ -28,6 +28,7 @@ _DEFAULT_BOUNDS_MS: Final = (100.0, 500.0, 2000.0, 5000.0)
 # What summaries are of, in the order in which they are told.
 SUMMARIES: Final = ("request", "queue", "compute_input", "compute_infer", "compute_output")
 
+QUEUE: Final = SUMMARIES[1]
 # And of a model whose answers are kept, each for requests of its own.
 CACHE_HIT: Final = "cache_hit"
 CACHE_MISS: Final = "cache_miss"
@@ -148,8 +149,8 @@ class Latencies:
         self._lookups: dict[str, list[int]] = {}
         if has_cache and options.summaries:
             del self._summaries["request"]
-            self._lookups = {name: [] for name in (CACHE_HIT, CACHE_MISS)}
-            self._summaries.update((name, _Summary()) for name in self._lookups)
+            self._summaries.update((name, _Summary()) for name in (CACHE_HIT, CACHE_MISS))
+            self._lookups = {name: [] for name in (CACHE_HIT, CACHE_MISS, QUEUE)}
         self._pending: list[Durations] = []
         self._part_ends_ns = 0
         # Whoever counts looks here first.
@@ -171,12 +172,15 @@ class Latencies:
             if len(self._pending) >= _MOST_PENDING:
                 self._sort_in()
 
-    def looked_up(self, outcome: str, duration_ns: int, now_ns: int) -> None:
-        """Finding an answer in the cache (CACHE_HIT), or not finding and then keeping it (CACHE_MISS), took so long."""
+    def looked_up(self, part: str, duration_ns: int, now_ns: int) -> None:
+        """A request of a model with a cache took so long for this part of it alone.
+
+        Finding its answer (CACHE_HIT), and waiting for that (QUEUE), or not finding it and then keeping it (CACHE_MISS).
+        """
         with self._lock:
             if now_ns >= self._part_ends_ns:
                 self._pass_parts(now_ns)
-            lookups = self._lookups[outcome]
+            lookups = self._lookups[part]
             lookups.append(duration_ns)
             if len(lookups) >= _MOST_PENDING:
                 self._sort_in()

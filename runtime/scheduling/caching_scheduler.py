@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
-from cantata.runtime.caching.cache_threads import CacheThreads
 from cantata.runtime.caching.request_key import RequestKey
-from cantata.runtime.caching.response_cache import CachedResponse, ResponseCache, kept_copy
+from cantata.runtime.caching.response_cache import CachedResponse, kept_copy
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, unavailable
-from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.observe.cache_statistics import CacheCounter
 from cantata.runtime.observe.latencies import Latencies
 from cantata.runtime.observe.snapshots import ModelStatistics
@@ -25,62 +21,12 @@ from cantata.runtime.observe.statistics import REASON_CANCELED, REASON_REJECTED
 from cantata.runtime.request import EXPIRED, InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.batcher import NEVER
+from cantata.runtime.scheduling.caching_rules import CachedScheduler, CachingParts, CachingRules
 from cantata.runtime.scheduling.flight import Flight, Waiters
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
-from cantata.runtime.scheduling.priority_queue import QueuePolicies
-from cantata.runtime.scheduling.response_order import ResponseOrder
-from cantata.runtime.scheduling.timer import Timer
+from cantata.runtime.scheduling.nested_delivery import deliver
 
 _log = logging.getLogger("cantata.cache")
-
-# How many answers from the cache may lead to each other on one thread's stack: a long ensemble of cached steps goes on
-# on another's.
-_MOST_NESTED = 8
-
-
-class CachedScheduler(Protocol):
-    """The scheduler whose answers are kept; a ModelScheduler or an EnsembleScheduler."""
-
-    def enqueue(self, request: InferenceRequest) -> None: ...
-    def wait_until_idle(self, timeout_s: float | None) -> bool: ...
-    def close(self) -> None: ...
-    def statistics(self, name: str, version: str) -> ModelStatistics: ...
-    def failures(self) -> dict[str, int]: ...
-    def pending(self) -> int: ...
-    @property
-    def unavailability(self) -> InferenceError | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class CachingParts:
-    """What a server's caching schedulers share. `threads` are None for a cache in the process."""
-
-    cache: ResponseCache
-    threads: CacheThreads | None
-    timer: Timer
-    workers: WorkerPool
-
-
-@dataclass(frozen=True, slots=True)
-class CachingRules:
-    """How one model's requests are treated.
-
-    `order` is given where answers must leave in the order of their requests; `policies` where the model's own queue has
-    levels or timeouts, which then hold here too. `calls_nobody`: the model waits for no other, so that whoever calls it
-    may wait for it. `has_own_timeouts`: a request's own timeout holds, as it does in an ensemble.
-    """
-
-    order: ResponseOrder | None
-    policies: QueuePolicies | None
-    calls_nobody: bool
-    has_own_timeouts: bool
-
-
-class _Nesting(threading.local):
-    depth = 0
-
-
-_nesting = _Nesting()
 
 
 class CachingScheduler:
@@ -142,7 +88,7 @@ class CachingScheduler:
             current = self._flights.setdefault(key, flight)
             if current is not flight:
                 cached = current.kept
-                if cached is None and self._may_wait(request, current):
+                if cached is None and self._rules.may_wait(request, current.request):
                     if current.waiters is None:
                         current.waiters = Waiters(self._cancel)
                     waiters = current.waiters
@@ -158,27 +104,10 @@ class CachingScheduler:
         else:
             self._run_first(flight)
 
-    def _may_wait(self, request: InferenceRequest, flight: Flight) -> bool:
-        """Whether a request may wait for that of a flight.
-
-        Not if its caller keeps an instance that the flight may need, and not behind a request that is less urgent.
-        """
-        rules = self._rules
-        if not rules.calls_nobody and any(execution.instance is not None for execution in request.waiting):
-            return False
-        policies = rules.policies
-        return policies is None or policies.level_of(request) >= policies.level_of(flight.request)
-
     def _watch(self, request: InferenceRequest, waiters: Waiters, now_ns: int) -> None:
         """Have a waiting request leave when it is cancelled, or has waited for too long."""
         request.cancellation.watch(request)
-        policies = self._rules.policies
-        expires_ns = NEVER if policies is None else policies.rejects_at(request, now_ns)
-        if request.deadline_ns and (expires_ns == NEVER or request.deadline_ns < expires_ns):
-            expires_ns = request.deadline_ns
-        if self._rules.has_own_timeouts and request.timeout_us:
-            own_ns = now_ns + request.timeout_left_us(now_ns) * 1000
-            expires_ns = own_ns if expires_ns == NEVER else min(expires_ns, own_ns)
+        expires_ns = self._rules.expires_at(request, now_ns)
         if expires_ns != NEVER:
             self._timer.call_at(expires_ns, partial(self._expire, waiters, request))
 
@@ -355,15 +284,7 @@ class CachingScheduler:
                 queue_ns=found_ns - asked_ns,
                 lookup_ns=end_ns - found_ns,
             )
-        response = cached.response(request.id)
-        if _nesting.depth >= _MOST_NESTED:
-            self._workers.dispatch(_Delivery(request, response))
-            return
-        _nesting.depth += 1
-        try:
-            request.respond(response, True)
-        finally:
-            _nesting.depth -= 1
+        deliver(request, cached.response(request.id), self._workers)
 
     def _cancel(self, waiters: Waiters, request: InferenceRequest) -> None:
         if request.cancellation.has_expired:
@@ -435,20 +356,6 @@ class CachingScheduler:
     def unavailability(self) -> InferenceError | None:
         """Why nothing can be executed now, or None."""
         return self._inner.unavailability
-
-
-class _Delivery:
-    """An answer that is sent by another thread (Work)."""
-
-    is_quick = True
-    is_quick_alone = False
-
-    def __init__(self, request: InferenceRequest, response: InferenceResponse) -> None:
-        self._request = request
-        self._response = response
-
-    def run(self) -> None:
-        self._request.respond(self._response, True)
 
 
 def _was_not_run(flight: Flight) -> bool:

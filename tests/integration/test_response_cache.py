@@ -316,6 +316,8 @@ def test_the_metrics_tell_of_the_cache(tmp_path: Path) -> None:
     assert not [name for name in values if "nv_cache" in name and "uncached" in name]
     assert values[f"nv_cache_hit_summary_per_model_count{labels}"] == 2
     assert values[f"nv_cache_miss_summary_per_model_count{labels}"] == 1
+    assert values[f"nv_inference_queue_summary_us_count{labels}"] == 3
+    assert values[f"nv_inference_compute_infer_summary_us_count{labels}"] == 1
     assert values[f"nv_inference_first_response_histogram_ms_count{labels}"] == 3
     assert f"nv_inference_request_summary_us_count{labels}" not in values
 

@@ -17,7 +17,8 @@ from cantata.runtime.observe.snapshots import CacheFigures, ModelStatistics
 from cantata.runtime.observe.statistics import StatisticsCounter
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
-from cantata.runtime.scheduling.caching_scheduler import CachingParts, CachingRules, CachingScheduler
+from cantata.runtime.scheduling.caching_rules import CachingParts, CachingRules
+from cantata.runtime.scheduling.caching_scheduler import CachingScheduler
 from cantata.runtime.scheduling.priority_queue import QueuePolicies
 from cantata.runtime.scheduling.response_order import ResponseOrder
 from cantata.runtime.tensor import tensor_of_array
@@ -58,9 +59,6 @@ class PuppetScheduler:
     def fail(self, request: InferenceRequest, error: InferenceError) -> None:
         self.running.remove(request)
         request.fail(error)
-
-    def wait_until_idle(self, timeout_s: float | None) -> bool:
-        return not self.running
 
     def close(self) -> None:
         self.is_closed = True
