@@ -12,7 +12,7 @@ from dataclasses import replace
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.observe.latencies import CACHE_HIT, CACHE_MISS, QUEUE, Latencies
 from cantata.runtime.observe.snapshots import ModelStatistics, StatisticDuration
-from cantata.runtime.observe.statistics import StatisticsCounter
+from cantata.runtime.observe.statistics import FAILURE_REASONS
 
 
 class CacheCounter:
@@ -30,8 +30,9 @@ class CacheCounter:
         self._miss_ns = 0
         # The part of `_miss_ns` that the model's own figures do not hold.
         self._insert_ns = 0
-        # Requests that failed while they waited for the answer to an equal one.
-        self.waiting = StatisticsCounter()
+        # Of requests that failed while they waited for the answer to an equal one.
+        self._failures = dict.fromkeys(FAILURE_REASONS, 0)
+        self._failure_ns = 0
 
     def count_hit(self, *, request_ns: int, queue_ns: int, lookup_ns: int) -> None:
         """A request that was answered from the cache; `queue_ns` is how long it waited for an equal one before."""
@@ -57,6 +58,11 @@ class CacheCounter:
         """What keeping the answer took, where that went on after the request had been answered."""
         self._miss_ns += insert_ns
 
+    def count_failure(self, *, request_ns: int, reason: str) -> None:
+        """A request that failed while it waited for the answer to an equal one."""
+        self._failures[reason] += 1
+        self._failure_ns += request_ns
+
     @staticmethod
     def _look(latencies: Latencies, part: str, duration_ns: int) -> None:
         if latencies.has_summaries:
@@ -65,13 +71,12 @@ class CacheCounter:
     def added_to(self, statistics: ModelStatistics) -> ModelStatistics:
         """The model's own figures and these together."""
         inner = statistics.inference_stats
-        failed = sum(self.waiting.failures.values())
         return replace(
             statistics,
             inference_stats=replace(
                 inner,
                 success=_sum(inner.success, self._hits, self._request_ns + self._insert_ns),
-                fail=_sum(inner.fail, failed, self.waiting.failure_ns),
+                fail=_sum(inner.fail, sum(self._failures.values()), self._failure_ns),
                 queue=_sum(inner.queue, self._hits, self._queue_ns),
                 cache_hit=StatisticDuration(self._hits, self._hit_ns),
                 cache_miss=StatisticDuration(self._misses, self._miss_ns),
@@ -80,8 +85,7 @@ class CacheCounter:
 
     def failures_with(self, failures: Mapping[str, int]) -> dict[str, int]:
         """Failed requests by reason: the model's own, and those that failed while they waited."""
-        own = self.waiting.failures
-        return {reason: failures.get(reason, 0) + own.get(reason, 0) for reason in {*failures, *own}}
+        return {reason: failures.get(reason, 0) + count for reason, count in self._failures.items()}
 
 
 def _sum(duration: StatisticDuration, count: int, ns: int) -> StatisticDuration:

@@ -175,7 +175,7 @@ class Latencies:
     def looked_up(self, part: str, duration_ns: int, now_ns: int) -> None:
         """A request of a model with a cache took so long for this part of it alone.
 
-        Finding its answer (CACHE_HIT), and waiting for that (QUEUE), or not finding it and then keeping it (CACHE_MISS).
+        Finding its answer (CACHE_HIT) and waiting for that (QUEUE), or not finding it and then keeping it (CACHE_MISS).
         """
         with self._lock:
             if now_ns >= self._part_ends_ns:

@@ -302,7 +302,7 @@ class CachingScheduler:
                 return
             request.queue = None
             del waiters.requests[request]
-            self._figures.waiting.count_failure(request, error.code, reason, monotonic_ns())
+            self._figures.count_failure(request_ns=monotonic_ns() - request.received_ns, reason=reason)
         request.cancellation.unwatch(request)
         request.fail(error)
         self._in_flight.leave()
