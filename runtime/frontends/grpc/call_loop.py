@@ -56,6 +56,8 @@ class CallLoop:
         self._connections: set[Connection] = set()
         self.read_buffer = memoryview(bytearray(_READ_BUFFER_BYTES))
         self._work = workers.collecting()
+        # Set while a connection takes what was read; it then calls `end_read`.
+        self.is_reading = False
         # Whether models are about to be run and answers written, and the connections that have some.
         self._has_round = False
         self._unsent: list[Connection] = []
@@ -117,8 +119,9 @@ class CallLoop:
         """Have the work at hand run when what else has arrived is read; on the loop's thread."""
         if not self._has_round:
             self._has_round = True
-            assert self._loop is not None
-            self._loop.call_soon(self._run_round)
+            if not self.is_reading:
+                assert self._loop is not None
+                self._loop.call_soon(self._run_round)
 
     def every_second(self, action: Callable[[], None] | None) -> None:
         """Have `action` called about once a second until this is called with None; on the loop's thread."""
@@ -134,6 +137,18 @@ class CallLoop:
         most = self._options.max_connections
         if most and len(self._connections) > most:
             connection.end(ErrorCode.ENHANCE_YOUR_CALM, "there are too many connections")
+
+    def end_read(self) -> None:
+        """A connection has taken what was read."""
+        self.is_reading = False
+        if not self._has_round:
+            return
+        if len(self._connections) == 1:
+            # Nobody else's request could join this one's batch.
+            self._run_round()
+        else:
+            assert self._loop is not None
+            self._loop.call_soon(self._run_round)
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone."""
@@ -202,8 +217,10 @@ class CallLoop:
         self._has_round = False
         try:
             self._work.run(self._flush)
-        finally:
-            self._flush()
+        except Exception:
+            # A bug in one call must not end the service of all others.
+            _log.exception("gRPC: a round of calls failed")
+        self._flush()
 
     def _flush(self) -> None:
         """Write what the connections have to say: after every model that has run, so that clients can go on."""

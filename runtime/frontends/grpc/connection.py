@@ -81,6 +81,11 @@ class ConnectionOwner(Protocol):
 
     # What sockets are read into: used by one connection at a time, between two calls of the event loop.
     read_buffer: memoryview
+    # Set while a connection takes what was read.
+    is_reading: bool
+
+    def end_read(self) -> None:
+        """It has taken it."""
 
     def opened(self, connection: Connection) -> None: ...
 
@@ -172,11 +177,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._is_closing:
             return
         self._liveness.received()
+        owner = self._owner
+        owner.is_reading = True
         try:
             if self._target is not None:
                 self._fill_target(nbytes)
             else:
-                data = bytes(self._owner.read_buffer[: len(self._rest) + nbytes])
+                data = bytes(owner.read_buffer[: len(self._rest) + nbytes])
                 taken = self._take_frames(data)
                 self._rest = data[taken:] if taken < len(data) else b""
         except ConnectionFailure as failure:
@@ -184,6 +191,7 @@ class Connection(asyncio.BufferedProtocol):
         except Exception:
             _log.exception("gRPC: a connection failed")
             self.end(ErrorCode.INTERNAL_ERROR, "internal error")
+        owner.end_read()
 
     # Frames in.
 

@@ -55,13 +55,16 @@ class MemoryService:
         return messages.SystemSharedMemoryUnregisterResponse()
 
     def _cuda_status(self, request: messages.CudaSharedMemoryStatusRequest) -> Message:
-        self._memory.check_no_cuda(request.name)
-        return messages.CudaSharedMemoryStatusResponse()
+        response = messages.CudaSharedMemoryStatusResponse()
+        for region in self._memory.cuda_status(request.name):
+            status = response.regions[region.name]
+            status.name, status.device_id, status.byte_size = region.name, region.device_id, region.byte_size
+        return response
 
     def _cuda_register(self, request: messages.CudaSharedMemoryRegisterRequest) -> Message:
-        self._memory.register_cuda(request.name)
+        self._memory.register_cuda(request.name, request.raw_handle, request.device_id, request.byte_size)
         return messages.CudaSharedMemoryRegisterResponse()
 
-    def _cuda_unregister(self, _request: messages.CudaSharedMemoryUnregisterRequest) -> Message:
-        self._memory.unregister_cuda()
+    def _cuda_unregister(self, request: messages.CudaSharedMemoryUnregisterRequest) -> Message:
+        self._memory.unregister_cuda(request.name)
         return messages.CudaSharedMemoryUnregisterResponse()
