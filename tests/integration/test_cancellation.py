@@ -11,8 +11,9 @@ import gc
 import json
 import queue
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton_http
+import tritonclient.http.aio as triton_http_aio
 from tritonclient.utils import InferenceServerException
 
 from cantata import Server
@@ -269,17 +271,49 @@ def grpc_stream(held: Held, model: str, number: int) -> Leaving:
 
 
 def grpc_aio(held: Held, model: str, number: int) -> Leaving:
-    loop = asyncio.new_event_loop()
-    thread = ThreadPoolExecutor(1)
-    thread.submit(loop.run_forever)
-
     async def infer() -> None:
         async with triton_grpc_aio.InferenceServerClient(held.grpc_address) as client:
             await client.infer(model, inputs_of(triton_grpc_aio, number))
 
-    call = asyncio.run_coroutine_threadsafe(infer(), loop)
+    return cancelled_task(infer())
+
+
+def grpc_aio_stream(held: Held, model: str, number: int) -> Leaving:
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        yield {"model_name": model, "inputs": inputs_of(triton_grpc_aio, number)}
+        await asyncio.Event().wait()
+
+    async def infer() -> None:
+        async with triton_grpc_aio.InferenceServerClient(held.grpc_address) as client:
+            answers = client.stream_infer(requests())
+            try:
+                await anext(aiter(answers))
+            finally:
+                answers.cancel()
+
+    return cancelled_task(infer())
+
+
+def http_aio(held: Held, model: str, number: int) -> Leaving:
+    async def infer() -> None:
+        async with triton_http_aio.InferenceServerClient(f"127.0.0.1:{held.ports.http}") as client:
+            await client.infer(model, inputs_of(triton_http_aio, number))
+
+    return cancelled_task(infer())
+
+
+def cancelled_task(infer: Coroutine[Any, Any, None]) -> Leaving:
+    """A task on a loop of its own, which leaves by being cancelled."""
+    loop = asyncio.new_event_loop()
+    thread = ThreadPoolExecutor(1)
+    thread.submit(loop.run_forever)
+    call = asyncio.run_coroutine_threadsafe(infer, loop)
+    ended = threading.Event()
+    call.add_done_callback(lambda _: ended.set())
 
     def end() -> None:
+        ended.wait(LONG_S)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop).result(LONG_S)
         loop.call_soon_threadsafe(loop.stop)
         thread.shutdown()
         loop.close()
@@ -297,7 +331,7 @@ def http(held: Held, model: str, number: int) -> Leaving:
     return Leaving(connection.close, lambda: None)
 
 
-CLIENTS = [grpc_unary, grpc_stream, grpc_aio, http]
+CLIENTS = [grpc_unary, grpc_stream, grpc_aio, grpc_aio_stream, http, http_aio]
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.__name__)
@@ -449,8 +483,13 @@ def test_a_deadline_that_passes_is_noticed_by_the_model_that_runs(held: Held, mo
     assert held.executions("tick") == before + (model == "nested")
 
 
-@pytest.mark.parametrize("model", PATHS)
-@pytest.mark.parametrize("triton", [triton_http, triton_grpc], ids=["http", "grpc"])
+@pytest.mark.parametrize(
+    ("triton", "model"),
+    [
+        pytest.param(triton_http, "chain", id="http"),
+        *(pytest.param(triton_grpc, path, id=path) for path in PATHS),
+    ],
+)
 def test_a_timeout_is_noticed_by_the_model_that_runs_and_ends_the_pipeline(
     held: Held, triton: Any, model: str
 ) -> None:
@@ -464,6 +503,14 @@ def test_a_timeout_is_noticed_by_the_model_that_runs_and_ends_the_pipeline(
     # The gate is closed: only the timeout has ended it.
     held.left(number)
     assert held.executions("tick") == before + (model == "nested")
+
+
+def test_the_deadline_of_a_stream_is_that_of_its_requests(held: Held) -> None:
+    number = held.number()
+    with triton_grpc.InferenceServerClient(held.grpc_address) as client:
+        client.start_stream(lambda result, error: None, stream_timeout=0.5)
+        client.async_stream_infer("chain", inputs_of(triton_grpc, number))
+        held.left(number)
 
 
 def test_a_timeout_of_one_request_leaves_the_others_of_its_stream_alone(held: Held) -> None:

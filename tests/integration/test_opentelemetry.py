@@ -96,6 +96,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         step_text("caller", {"INPUT": "MIDDLE"}, {"OUTPUT": "OUTPUT", "CONTEXT": "CONTEXT"}),
     ]
     write_model(repository, "chain", ensemble_config(*tensors, steps))
+    steps = [step_text("chain", {"INPUT": "INPUT"}, {"OUTPUT": "OUTPUT", "CONTEXT": "CONTEXT"})]
+    write_model(repository, "nested", ensemble_config(*tensors, steps))
     return repository
 
 
@@ -207,6 +209,15 @@ def test_steps_and_calls_are_spans_under_those_that_they_are_of(
     assert {span.attributes["triton.trace_parent_id"] for span in (caller, leaves[chain.id])} == {
         chain.attributes["triton.trace_id"]
     }
+
+
+def test_an_ensemble_in_an_ensemble_is_a_span_of_that(running: Served, collector: Collector) -> None:
+    infer(running, triton_grpc, "nested", request_id="nested")
+    spans = collector.trace_of("nested")
+    root, nested, chain, caller = (
+        named(spans, name) for name in ("InferRequest", "nested", "chain", "caller")
+    )
+    assert (nested.parent, chain.parent, caller.parent) == (root.id, nested.id, chain.id)
 
 
 @pytest.mark.parametrize("model", CALLERS)

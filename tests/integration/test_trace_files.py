@@ -14,6 +14,7 @@ import tritonclient.http as triton_http
 
 from cantata.runtime.observe.trace_settings import TraceSettings
 from tests.support.model_files import (
+    SPLIT,
     ensemble_config,
     python_config,
     step_text,
@@ -47,6 +48,17 @@ async def execute(self, requests):
         await call.async_exec()
     return [None] * len(requests)
 """
+STREAM = """
+def execute(self, requests):
+    responses = []
+    for request in requests:
+        answers = pb_utils.InferenceRequest(
+            model_name="split", inputs=request.inputs(), requested_output_names=["OUTPUT"],
+            trace=request.trace()).exec(decoupled=True)
+        tensors = [answer.output_tensors()[0].as_numpy() for answer in answers if answer.output_tensors()]
+        responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", tensors[0])]))
+    return responses
+"""
 PIPELINE = """
 from cantata import bls
 
@@ -64,6 +76,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     write_model(repository, "call_thread", python_config([IN], [OUT]), CALL)
     write_model(repository, "call_process", python_config([IN], [OUT], extra=PROCESS), CALL)
     write_model(repository, "call_later", python_config([IN], [OUT]), CALL_LATER)
+    write_model(repository, "split", python_config([IN], [OUT], decoupled=True), SPLIT)
+    write_model(repository, "stream", python_config([IN], [OUT]), STREAM)
     write_model(repository, "pipeline", None, code=PIPELINE)
     steps = [
         step_text("call_thread", {"INPUT": "INPUT"}, {"OUTPUT": "MIDDLE"}),
@@ -105,6 +119,10 @@ def events_in(file: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("model", ["call_thread", "call_process"])
 def test_a_call_is_its_caller_s(running: Served, model: str) -> None:
     assert traced(running, model, 2) == [(model, ""), ("identity", model)]
+
+
+def test_a_stream_is_its_reader_s(running: Served) -> None:
+    assert traced(running, "stream", 2) == [("stream", ""), ("split", "stream")]
 
 
 def test_calls_side_by_side_are_all_their_caller_s(running: Served) -> None:
