@@ -1,20 +1,24 @@
 """The shared-memory regions that clients have registered, and the requests that keep them registered.
 
-Owns opening and mapping of POSIX segments, bounds, and the rule that a region in use is unregistered only when its last
-request ends (reference, section 3, "Shared memory rules"). Knows no wire and no tensor's meaning.
+Owns opening and mapping of POSIX segments, the regions of GPUs' memory, bounds, and the rule that a region in use is
+unregistered only when its last request ends (reference, section 3, "Shared memory rules"). Knows no wire, and not
+what a tensor means.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from cantata.runtime.cuda_driver import HANDLE_BYTES, CudaDriver, CudaError, cuda_driver
 from cantata.runtime.errors import (
     InferenceError,
     StatusCode,
@@ -42,23 +46,27 @@ class RegionStatus:
     byte_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class CudaRegionStatus:
+    """A registered region of a GPU's memory as clients are told of it."""
+
+    name: str
+    device_id: int
+    byte_size: int
+
+
 class _Region:
-    """One mapped region. `users` and `is_leaving` change under the registry's lock.
+    """One region. `users` and `is_leaving` change under the registry's lock."""
 
-    The mapping ends when nothing refers to it any more: neither the registry nor a tensor that lies in it.
-    """
+    __slots__ = ("is_leaving", "status", "users")
 
-    __slots__ = ("_mapping", "_view", "is_leaving", "status", "users")
-
-    def __init__(self, status: RegionStatus, mapping: mmap.mmap) -> None:
+    def __init__(self, status: RegionStatus | CudaRegionStatus) -> None:
         self.status = status
-        self._mapping = mapping
-        self._view = memoryview(mapping)[status.offset : status.offset + status.byte_size]
         self.users = 0
         self.is_leaving = False
 
-    def view(self, offset: int, byte_size: int) -> memoryview:
-        """A part of the region, writable; raises InferenceError where it does not lie within."""
+    def check(self, offset: int, byte_size: int) -> None:
+        """Raise InferenceError where a part does not lie within the region."""
         name = self.status.name
         if offset + byte_size > _MAX_SIZE:
             raise invalid_argument(
@@ -67,18 +75,94 @@ class _Region:
             )
         if offset >= self.status.byte_size:
             raise invalid_argument(f"Invalid offset for shared memory region: '{name}'")
-        end = offset + byte_size
-        # The segment's owner may have made it shorter since: what is no longer there must not be touched.
-        if not byte_size or end > self.status.byte_size or self.status.offset + end > self._mapping.size():
+        if not byte_size or offset + byte_size > self.status.byte_size:
             raise invalid_argument(f"Invalid offset + byte size for shared memory region: '{name}'")
-        return self._view[offset:end]
+
+    def read(self, offset: int, byte_size: int) -> memoryview:
+        """A part's bytes, read-only, where the host can read them. Raises InferenceError."""
+        raise NotImplementedError
+
+    def write(self, offset: int, room: int, raw: bytes | memoryview) -> None:
+        """Write to the beginning of a part of `room` bytes. Raises InferenceError."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """The region is registered no longer, and nobody uses it."""
+
+
+class _SystemRegion(_Region):
+    """A mapped segment. The mapping ends when nothing refers to it: neither the registry nor a tensor in it."""
+
+    __slots__ = ("_mapping", "_start", "_view")
+
+    def __init__(self, status: RegionStatus, mapping: mmap.mmap) -> None:
+        super().__init__(status)
+        self._mapping = mapping
+        self._start = status.offset
+        self._view = memoryview(mapping)[status.offset : status.offset + status.byte_size]
+
+    def check(self, offset: int, byte_size: int) -> None:
+        super().check(offset, byte_size)
+        # The segment's owner may have made it shorter since: what is no longer there must not be touched.
+        if self._start + offset + byte_size > self._mapping.size():
+            raise invalid_argument(
+                f"Invalid offset + byte size for shared memory region: '{self.status.name}'"
+            )
+
+    def read(self, offset: int, byte_size: int) -> memoryview:
+        self.check(offset, byte_size)
+        return self._view[offset : offset + byte_size].toreadonly()
+
+    def write(self, offset: int, room: int, raw: bytes | memoryview) -> None:
+        # Looked at again: the model may have taken long.
+        self.check(offset, room)
+        # numpy copies without the interpreter's lock.
+        np.frombuffer(self._view, np.uint8)[offset : offset + len(raw)] = np.frombuffer(raw, np.uint8)
+
+
+class _CudaRegion(_Region):
+    """Memory of a GPU. Tensors are copied to the host and from it."""
+
+    __slots__ = ("_address", "_device_id", "_driver")
+
+    def __init__(self, status: CudaRegionStatus, driver: CudaDriver, address: int) -> None:
+        super().__init__(status)
+        self._driver = driver
+        self._device_id = status.device_id
+        self._address = address
+
+    def read(self, offset: int, byte_size: int) -> memoryview:
+        self.check(offset, byte_size)
+        content = np.empty(byte_size, np.uint8)
+        self._copied(lambda: self._driver.read(self._device_id, self._address + offset, content))
+        return content.data.toreadonly()
+
+    def write(self, offset: int, room: int, raw: bytes | memoryview) -> None:
+        self.check(offset, room)
+        data = np.frombuffer(raw, np.uint8)
+        self._copied(lambda: self._driver.write(self._device_id, self._address + offset, data))
+
+    def close(self) -> None:
+        with contextlib.suppress(CudaError):
+            self._driver.close(self._device_id, self._address)
+
+    def _copied(self, copy: Callable[[], None]) -> None:
+        try:
+            copy()
+        except CudaError as error:
+            raise internal_error(
+                f"failed to copy from or to CUDA shared memory region '{self.status.name}': {error}"
+            ) from None
 
 
 class SharedMemory:
     """All registered regions of one server. Any thread may call. `_lock` guards the table and the regions' users."""
 
-    def __init__(self, allows_clients: bool) -> None:
+    def __init__(
+        self, allows_clients: bool, find_driver: Callable[[], CudaDriver | None] = cuda_driver
+    ) -> None:
         self._allows_clients = allows_clients
+        self._find_driver = find_driver
         self._lock = threading.Lock()
         self._regions: dict[str, _Region] = {}
 
@@ -89,55 +173,64 @@ class SharedMemory:
             raise invalid_argument("'region name' is necessary to register system shared memory region")
         _check_key(name, key)
         with self._lock:
-            if name in self._regions:
-                raise InferenceError(
-                    StatusCode.ALREADY_EXISTS, f"shared memory region '{name}' already in manager"
-                )
+            self._check_new(name)
             status = RegionStatus(name, key, offset, byte_size)
-            self._regions[name] = _Region(status, _mapped(status))
+            self._regions[name] = _SystemRegion(status, _mapped(status))
 
-    def register_cuda(self, name: str) -> None:
-        """Refuse a region of a GPU's memory: always, as no such memory is mapped here."""
+    def cuda(self, name: str) -> CudaDriver:
+        """What opens memory of GPUs for a region called `name`; raises InferenceError where nothing does."""
         self.check_allowed()
-        raise invalid_argument(f"failed to register CUDA shared memory region: '{name}', GPUs not supported")
+        driver = self._find_driver()
+        if driver is None:
+            raise invalid_argument(
+                f"failed to register CUDA shared memory region: '{name}', GPUs not supported"
+            )
+        return driver
+
+    def register_cuda(self, name: str, raw_handle: bytes, device_id: int, byte_size: int) -> None:
+        """Open memory of a GPU that its owner has exported, and know it as `name` from now on."""
+        driver = self.cuda(name)
+        if not name:
+            raise invalid_argument("'region name' is necessary to register cuda shared memory region")
+        refusal = invalid_argument(f"failed to register CUDA shared memory region '{name}': invalid args")
+        if len(raw_handle) != HANDLE_BYTES or not 0 <= device_id < 1 << 31 or not byte_size:
+            raise refusal
+        with self._lock:
+            self._check_new(name)
+            try:
+                address, size = driver.open(device_id, raw_handle)
+            except CudaError as error:
+                raise invalid_argument(f"{refusal.message} ({error})") from None
+            region = _CudaRegion(CudaRegionStatus(name, device_id, byte_size), driver, address)
+            if byte_size > size:
+                region.close()
+                raise refusal
+            self._regions[name] = region
 
     def unregister(self, name: str) -> None:
         """Forget a region, once no request uses it; nothing happens for an unknown one."""
         self.check_allowed()
-        with self._lock:
-            self._unregister(name)
+        self._unregister(_SystemRegion, name)
 
     def unregister_all(self) -> None:
         """Forget every region, each once no request uses it."""
         self.check_allowed()
-        with self._lock:
-            for name in tuple(self._regions):
-                self._unregister(name)
+        self._unregister(_SystemRegion)
 
-    def unregister_cuda(self) -> None:
-        """Forget regions of GPUs' memory: there are none."""
+    def unregister_cuda(self, name: str = "") -> None:
+        """Forget a region of a GPU's memory, or with no name all of them, each once no request uses it."""
         self.check_allowed()
+        self._unregister(_CudaRegion, name)
 
     def status(self, name: str = "") -> list[RegionStatus]:
-        """All regions, or one; raises InferenceError for one that there is not."""
-        with self._lock:
-            if not name:
-                return [region.status for region in self._regions.values()]
-            if name not in self._regions:
-                raise not_found(f"Unable to find system shared memory region: '{name}'")
-            return [self._regions[name].status]
+        """All regions of the system's memory, or one; raises InferenceError for one that there is not."""
+        found = self._statuses(_SystemRegion, name, "system", "CUDA", "system")
+        return [status for status in found if isinstance(status, RegionStatus)]
 
-    def check_no_cuda(self, name: str) -> None:
-        """Raise InferenceError for a GPU's region that is asked for by name: there are none."""
-        if not name:
-            return
-        with self._lock:
-            is_system = name in self._regions
-        if is_system:
-            raise not_found(
-                f"The region named '{name}' is registered as system shared memory, not CUDA shared memory"
-            )
-        raise not_found(f"Unable to find cuda shared memory region: '{name}'")
+    def cuda_status(self, name: str = "") -> list[CudaRegionStatus]:
+        """All regions of GPUs' memory, or one; raises InferenceError for one that there is not."""
+        found = self._statuses(_CudaRegion, name, "cuda", "system", "CUDA")
+        return [status for status in found if isinstance(status, CudaRegionStatus)]
 
     def check_allowed(self) -> None:
         """Raise InferenceError where clients may not register regions."""
@@ -159,17 +252,46 @@ class SharedMemory:
         """End one use of a region that `take` gave."""
         with self._lock:
             region.users -= 1
-            if region.is_leaving and not region.users:
+            ends = region.is_leaving and not region.users
+            if ends:
                 del self._regions[region.status.name]
+        if ends:
+            region.close()
 
-    def _unregister(self, name: str) -> None:
-        region = self._regions.get(name)
+    def _check_new(self, name: str) -> None:
+        if name in self._regions:
+            raise InferenceError(
+                StatusCode.ALREADY_EXISTS, f"shared memory region '{name}' already in manager"
+            )
+
+    def _unregister(self, kind: type[_Region], name: str = "") -> None:
+        """Forget the regions of a kind, or the one of that name."""
+        forgotten = []
+        with self._lock:
+            for region in tuple(self._regions.values()):
+                if not isinstance(region, kind) or name not in ("", region.status.name):
+                    continue
+                if region.users:
+                    region.is_leaving = True
+                else:
+                    forgotten.append(self._regions.pop(region.status.name))
+        for region in forgotten:
+            region.close()
+
+    def _statuses(
+        self, kind: type[_Region], name: str, called: str, other: str, wanted: str
+    ) -> list[RegionStatus | CudaRegionStatus]:
+        with self._lock:
+            if not name:
+                return [region.status for region in self._regions.values() if isinstance(region, kind)]
+            region = self._regions.get(name)
         if region is None:
-            return
-        if region.users:
-            region.is_leaving = True
-        else:
-            del self._regions[name]
+            raise not_found(f"Unable to find {called} shared memory region: '{name}'")
+        if not isinstance(region, kind):
+            raise not_found(
+                f"The region named '{name}' is registered as {other} shared memory, not {wanted} shared memory"
+            )
+        return [region.status]
 
 
 class RegionLease:
@@ -187,12 +309,12 @@ class RegionLease:
 
     def input(self, region_name: str, offset: int, byte_size: int) -> memoryview:
         """The bytes of an input, read-only. Raises InferenceError."""
-        return self._take(region_name).view(offset, byte_size).toreadonly()
+        return self._take(region_name).read(offset, byte_size)
 
     def place_output(self, output_name: str, region_name: str, offset: int, byte_size: int) -> None:
         """Have an output written there. Raises InferenceError."""
         region = self._take(region_name)
-        region.view(offset, byte_size)
+        region.check(offset, byte_size)
         self._outputs[output_name] = (region, offset, byte_size)
 
     def holds_output(self, name: str) -> bool:
@@ -209,10 +331,7 @@ class RegionLease:
                 f"shared memory size specified with the request for output '{name}' ({room} bytes) should be "
                 f"at least {size} bytes to hold the results"
             )
-        # Looked at again: the model may have taken long.
-        place = region.view(offset, room)
-        # numpy copies without the interpreter's lock.
-        np.frombuffer(place, np.uint8)[:size] = np.frombuffer(raw, np.uint8)
+        region.write(offset, room, raw)
 
     def release(self) -> None:
         """The request is over. Releasing twice does nothing."""

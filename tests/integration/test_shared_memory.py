@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.server import Server
 from cantata.runtime.shared_memory import SharedMemory
+from tests.support.fake_driver import HANDLE, FakeDriver
 from tests.support.fake_server import FakeModel, FakeServer, identity, identity_model, model_config
 
 VALUES = np.arange(4, dtype=np.float32)
@@ -229,6 +231,22 @@ def test_regions_are_registered_listed_and_forgotten(running: Running, segment: 
     running.client.unregister_system_shared_memory("r")
     with pytest.raises(InferenceServerException, match="Unable to find system shared memory region: 'r'"):
         running.client.get_system_shared_memory_status("r")
+
+
+def test_tensors_pass_through_the_memory_of_gpus(running: Running) -> None:
+    driver = FakeDriver()
+    running.server.shared_memory._find_driver = lambda: driver
+    driver.memory[:16] = VALUES.view(np.uint8)
+    running.client.register_cuda_shared_memory("c", base64.b64encode(HANDLE), 1, 64)
+    status = running.client.get_cuda_shared_memory_status("c")
+    if running.triton is triton_http:
+        assert status == [{"name": "c", "device_id": 1, "byte_size": 64}]
+    else:
+        assert (status.regions["c"].device_id, status.regions["c"].byte_size) == (1, 64)
+    running.client.infer("echo", [running.input("c", 16)], outputs=[running.output("c", 16, 32)])
+    assert driver.memory[32:48].view(np.float32).tolist() == VALUES.tolist()
+    running.client.unregister_cuda_shared_memory("c")
+    assert driver.open_count == 0
 
 
 def test_memory_of_gpus_is_refused(running: Running) -> None:

@@ -113,7 +113,7 @@ class FakeServer:
     def __init__(self, *models: FakeModel) -> None:
         self.workers = WorkerPool()
         self.tracer = Tracer(TraceSettings())
-        self.shared_memory = SharedMemory(allows_clients=True)
+        self.shared_memory = SharedMemory(allows_clients=True, find_driver=lambda: None)
         self.admission = Admission(0)
         self.custom_metrics = CustomMetrics()
         self.submitted: deque[InferenceRequest] = deque(maxlen=1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import orjson
@@ -9,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cantata.runtime.errors import invalid_argument
-from cantata.runtime.frontends.http.json_members import parse_json, string, unsigned
+from cantata.runtime.frontends.http.json_members import member, parse_json, string, unsigned
 from cantata.runtime.frontends.http.replies import empty, json_reply
 from cantata.runtime.shared_memory import SharedMemory
 
@@ -49,16 +50,29 @@ class MemoryEndpoints:
         return empty(200)
 
     async def cuda_status(self, request: Request) -> Response:
-        self._memory.check_no_cuda(_region_of(request))
-        return json_reply(b"[]")
+        regions = self._memory.cuda_status(_region_of(request))
+        return json_reply(orjson.dumps(regions))
 
     async def cuda_register(self, request: Request) -> Response:
-        self._memory.register_cuda(_region_of(request))
+        name = _region_of(request)
+        self._memory.cuda(name)
+        document = await _document(request)
+        handle = member(_member(document, "raw_handle"), "b64")
+        device_id = unsigned(_member(document, "device_id"), "device_id")
+        byte_size = unsigned(_member(document, "byte_size"), "byte_size")
+        self._memory.register_cuda(name, _raw_handle(handle), device_id, byte_size)
         return empty(200)
 
-    async def cuda_unregister(self, _request: Request) -> Response:
-        self._memory.unregister_cuda()
+    async def cuda_unregister(self, request: Request) -> Response:
+        self._memory.unregister_cuda(_region_of(request))
         return empty(200)
+
+
+def _raw_handle(text: object) -> bytes:
+    try:
+        return base64.b64decode(string(text, "b64"), validate=True)
+    except ValueError:
+        raise invalid_argument("'raw_handle' must be a valid base64 encoded cudaIpcMemHandle_t") from None
 
 
 def _region_of(request: Request) -> str:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from cantata.runtime.datatypes import DataType
 from cantata.runtime.errors import InferenceError, StatusCode
-from cantata.runtime.shared_memory import RegionLease, RegionStatus, SharedMemory
+from cantata.runtime.shared_memory import CudaRegionStatus, RegionLease, RegionStatus, SharedMemory
 from cantata.runtime.tensor import Tensor
+from tests.support.fake_driver import HANDLE, FakeDriver
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def segment() -> Iterator[Segment]:
 
 @pytest.fixture
 def memory() -> SharedMemory:
-    return SharedMemory(allows_clients=True)
+    return SharedMemory(allows_clients=True, find_driver=lambda: None)
 
 
 def refusal(action: Callable[[], object]) -> tuple[StatusCode, str]:
@@ -290,19 +291,91 @@ def test_unknown_regions_are_not_found(memory: SharedMemory) -> None:
     )
 
 
+@pytest.fixture
+def driver() -> FakeDriver:
+    return FakeDriver()
+
+
+@pytest.fixture
+def with_gpu(driver: FakeDriver) -> SharedMemory:
+    return SharedMemory(allows_clients=True, find_driver=lambda: driver)
+
+
+def test_tensors_are_copied_from_the_memory_of_gpus_and_to_it(
+    with_gpu: SharedMemory, driver: FakeDriver
+) -> None:
+    with_gpu.register_cuda("c", HANDLE, 1, 32)
+    assert with_gpu.cuda_status("c") == with_gpu.cuda_status() == [CudaRegionStatus("c", 1, 32)]
+    driver.memory[8:16] = 7
+    lease = RegionLease(with_gpu)
+    assert bytes(lease.input("c", 8, 8)) == b"\x07" * 8
+    lease.place_output("OUT", "c", 16, 8)
+    lease.write_output("OUT", Tensor(DataType.INT32, np.array([1, 2], np.int32)))
+    assert driver.memory[16:24].view(np.int32).tolist() == [1, 2]
+    with_gpu.unregister_cuda("c")
+    assert (driver.open_count, len(with_gpu.cuda_status())) == (1, 1)
+    lease.release()
+    assert (driver.open_count, with_gpu.cuda_status()) == (0, [])
+
+
+def test_regions_of_either_kind_are_told_apart(with_gpu: SharedMemory, segment: Segment) -> None:
+    with_gpu.register_cuda("c", HANDLE, 1, 32)
+    with_gpu.register("r", segment.name, 0, 16)
+    assert [region.name for region in with_gpu.status()] == ["r"]
+    assert refusal(lambda: with_gpu.status("c")) == (
+        StatusCode.NOT_FOUND,
+        "The region named 'c' is registered as CUDA shared memory, not system shared memory",
+    )
+    with_gpu.unregister("c")
+    with_gpu.unregister_cuda("r")
+    assert (len(with_gpu.status()), len(with_gpu.cuda_status())) == (1, 1)
+    with_gpu.unregister_all()
+    with_gpu.unregister_cuda()
+    assert (with_gpu.status(), with_gpu.cuda_status()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("", HANDLE, 1, 8), "'region name' is necessary to register cuda shared memory region"),
+        (("d", b"short", 1, 8), "failed to register CUDA shared memory region 'd': invalid args"),
+        (("d", HANDLE, -1, 8), "failed to register CUDA shared memory region 'd': invalid args"),
+        (("d", HANDLE, 1, 0), "failed to register CUDA shared memory region 'd': invalid args"),
+        (("d", HANDLE, 1, 65), "failed to register CUDA shared memory region 'd': invalid args"),
+        (("d", HANDLE, 0, 8), "'d': invalid args (invalid device context)"),
+        (("c", HANDLE, 1, 8), "shared memory region 'c' already in manager"),
+    ],
+)
+def test_memory_of_gpus_that_cannot_be_is_refused(
+    with_gpu: SharedMemory, driver: FakeDriver, arguments: tuple[str, bytes, int, int], message: str
+) -> None:
+    with_gpu.register_cuda("c", HANDLE, 1, 32)
+    assert message in refusal(lambda: with_gpu.register_cuda(*arguments))[1]
+    assert driver.open_count == 1
+
+
+def test_a_copy_that_fails_is_the_requests_error(with_gpu: SharedMemory, driver: FakeDriver) -> None:
+    with_gpu.register_cuda("c", HANDLE, 1, 32)
+    driver.fails = True
+    lease = RegionLease(with_gpu)
+    assert "'c': an illegal memory access" in refusal(lambda: lease.input("c", 0, 8))[1]
+    assert "Invalid offset" in refusal(lambda: lease.input("c", 32, 8))[1]
+
+
 def test_there_is_no_memory_of_gpus(memory: SharedMemory, segment: Segment) -> None:
     memory.register("r", segment.name, 0, 16)
-    memory.check_no_cuda("")
+    assert memory.cuda_status() == []
     memory.unregister_cuda()
-    assert refusal(lambda: memory.register_cuda("c")) == (
+    memory.unregister_cuda("r")
+    assert refusal(lambda: memory.register_cuda("c", HANDLE, 0, 16)) == (
         StatusCode.INVALID_ARG,
         "failed to register CUDA shared memory region: 'c', GPUs not supported",
     )
-    assert refusal(lambda: memory.check_no_cuda("c")) == (
+    assert refusal(lambda: memory.cuda_status("c")) == (
         StatusCode.NOT_FOUND,
         "Unable to find cuda shared memory region: 'c'",
     )
-    assert refusal(lambda: memory.check_no_cuda("r")) == (
+    assert refusal(lambda: memory.cuda_status("r")) == (
         StatusCode.NOT_FOUND,
         "The region named 'r' is registered as system shared memory, not CUDA shared memory",
     )
@@ -316,7 +389,7 @@ def test_clients_register_nothing_unless_they_are_allowed_to(segment: Segment) -
     )
     for action in (
         lambda: closed.register("r", segment.name, 0, 16),
-        lambda: closed.register_cuda("r"),
+        lambda: closed.register_cuda("r", HANDLE, 0, 16),
         lambda: closed.unregister("r"),
         closed.unregister_all,
         closed.unregister_cuda,
