@@ -94,6 +94,46 @@ def test_two_tensors_are_added_and_subtracted(ports: Ports, protocol: str, model
         assert len(models) == 1
 
 
+@pytest.mark.parametrize(
+    ("request_coding", "response_coding"),
+    [(None, None), ("gzip", None), (None, "deflate"), ("deflate", "gzip")],
+)
+@pytest.mark.parametrize("names_outputs", [True, False])
+def test_binary_tensors_and_json_are_mixed(
+    ports: Ports, request_coding: str | None, response_coding: str | None, names_outputs: bool
+) -> None:
+    inputs = pair(triton_http)
+    inputs[0].set_data_from_numpy(np.arange(16, dtype=np.int32).reshape(1, 16), binary_data=False)
+    outputs = [
+        triton_http.InferRequestedOutput("OUTPUT0", binary_data=True),
+        triton_http.InferRequestedOutput("OUTPUT1", binary_data=False),
+    ]
+    options: dict[str, Any] = {
+        "outputs": outputs if names_outputs else None,
+        "query_params": {"test_1": 1, "test_2": 2},
+        "request_compression_algorithm": request_coding,
+        "response_compression_algorithm": response_coding,
+    }
+    with client_of("http", ports) as client:
+        assert sums_and_differences(client.infer("simple", inputs, **options)) == EXPECTED_PAIR
+        with pytest.raises(InferenceServerException) as refused:
+            client.infer("wrong_model_name", inputs, **options)
+    assert refused.value.message().startswith("Request for unknown model")
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_server_says_what_it_is(ports: Ports, protocol: str) -> None:
+    with client_of(protocol, ports) as client:
+        assert client.is_server_live(headers={"test": "1", "dummy": "2"})
+        assert client.is_server_ready()
+        assert client.is_model_ready("simple")
+        metadata, model = client.get_server_metadata(), client.get_model_metadata("simple")
+        names = (metadata["name"], model["name"]) if protocol == "http" else (metadata.name, model.name)
+        assert names == ("triton", "simple")
+        with pytest.raises(InferenceServerException, match="Request for unknown model"):
+            client.get_model_metadata("wrong_model_name")
+
+
 def test_a_channel_with_options_of_its_own_serves(ports: Ports) -> None:
     keep_alive = triton_grpc.KeepAliveOptions(
         keepalive_time_ms=2_000,
