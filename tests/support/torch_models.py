@@ -27,6 +27,13 @@ class Accumulate(torch.nn.Module):
         return total, total
 
 
+class Row(torch.nn.Module):
+    """What comes in, side by side."""
+
+    def forward(self, a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor) -> Tensor:
+        return torch.cat([each.to(torch.float32) for each in (a, b, c, d, e)], dim=1)
+
+
 class AddDefault(torch.nn.Module):
     """A second argument that may be left out."""
 
