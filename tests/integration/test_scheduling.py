@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
-from onnx import helper
+from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from cantata.runtime.execution.rate_limiter import RateLimitMode, ResourceCount
@@ -109,17 +109,18 @@ BOTH = pytest.mark.parametrize("protocol", [http_infer, grpc_infer])
 
 
 @BOTH
-def test_urgent_requests_overtake_others(tmp_path: Path, protocol: Any) -> None:
+@pytest.mark.parametrize("model", ["gated", "pipeline"])
+def test_urgent_requests_overtake_others(tmp_path: Path, protocol: Any, model: str) -> None:
     levels = "priority_levels: 3 default_priority_level: 2"
     with (
         gated_server(tmp_path, levels) as (ports, gate),
         protocol(ports) as infer,
         ThreadPoolExecutor(8) as pool,
     ):
-        futures: list[Future[float]] = [pool.submit(infer, 0)]
+        futures: list[Future[float]] = [pool.submit(infer, 0, model)]
         wait_for_pending(ports, 0)
         for waiting, priority in enumerate((3, 0, 1, 9), 1):
-            futures.append(pool.submit(infer, 1, priority=priority))
+            futures.append(pool.submit(infer, 1, model, priority=priority))
             wait_for_pending(ports, waiting)
         gate.touch()
         assert [future.result(10) for future in futures] == [1, 5, 3, 2, 4]
@@ -217,6 +218,57 @@ def test_a_ragged_batch_is_divided_again(tmp_path: Path) -> None:
     """)
     with wire_server(tmp_path) as ports, http_infer(ports) as infer:
         assert infer(3, "ragged") == 3
+
+
+def test_requests_of_unlike_lengths_are_one_ragged_batch(tmp_path: Path) -> None:
+    # The model adds to the first element of each request where that request ends.
+    nodes = [
+        helper.make_node("Sub", ["INPUT", "INPUT"], ["NONE"]),
+        helper.make_node("Slice", ["BOUNDS", "ZERO", "MINUS_ONE"], ["STARTS"]),
+        helper.make_node("Slice", ["BOUNDS", "ONE", "MOST"], ["WHOLE_ENDS"]),
+        helper.make_node("Cast", ["WHOLE_ENDS"], ["ENDS"], to=onnx_models.FLOAT),
+        helper.make_node("ScatterElements", ["NONE", "STARTS", "ENDS"], ["MARKS"]),
+        helper.make_node("Add", ["INPUT", "MARKS"], ["OUTPUT"]),
+    ]
+    numbers = {"ZERO": 0, "ONE": 1, "MINUS_ONE": -1, "MOST": 1 << 40}
+    constants = [helper.make_tensor(name, TensorProto.INT64, [1], [value]) for name, value in numbers.items()]
+    flat = (onnx_models.FLOAT, ("elements",))
+    content = onnx_models.onnx_model(
+        nodes, {"INPUT": flat, "BOUNDS": (TensorProto.INT32, ("bounds",))}, {"OUTPUT": flat}, constants
+    )
+    directory = tmp_path / "ragged"
+    onnx_models.write_model(directory, content)
+    (directory / "config.pbtxt").write_text(f"""
+        backend: "onnxruntime"
+        max_batch_size: 4
+        input [ {tensor_text("INPUT", extra="allow_ragged_batch: true")} ]
+        output [ {tensor_text("OUTPUT")} ]
+        batch_input [ {{ kind: BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO target_name: "BOUNDS"
+                         data_type: TYPE_INT32 source_input: "INPUT" }} ]
+        batch_output [ {{ target_name: "OUTPUT" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "INPUT" }} ]
+        dynamic_batching {{ preferred_batch_size: 3 max_queue_delay_microseconds: 5000000 }}
+        instance_group {{ count: 1 kind: KIND_CPU }}
+    """)
+
+    def infer(length: int) -> list[float]:
+        tensor = grpc_client.InferInput("INPUT", [1, length], "FP32")
+        tensor.set_data_from_numpy(np.zeros((1, length), np.float32))
+        found: list[float] = client.infer("ragged", [tensor]).as_numpy("OUTPUT")[0].tolist()
+        return found
+
+    with (
+        wire_server(tmp_path) as ports,
+        ThreadPoolExecutor(3) as pool,
+        grpc_client.InferenceServerClient(f"127.0.0.1:{ports.grpc}") as client,
+    ):
+        answers = list(pool.map(infer, (2, 3, 4)))
+        (statistics,) = ports.server.statistics("ragged")
+    assert [len(answer) for answer in answers] == [2, 3, 4]
+    # Whichever order they came in, each ends where its length says after those before it.
+    ends = sorted((answer[0], len(answer)) for answer in answers)
+    assert [end for end, _ in ends] == list(accumulate(length for _, length in ends))
+    assert all(not any(answer[1:]) for answer in answers)
+    assert [batch.batch_size for batch in statistics.batch_stats] == [3]
 
 
 # Answers with when it began and when it ended.
