@@ -12,7 +12,7 @@ import contextlib
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,9 +25,14 @@ from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.datatypes import NUMPY_DTYPES, DataType
 from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, unsupported
 from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
+from cantata.runtime.execution.rate_limiter import RateLimitMode, parse_resource_count
 from cantata.runtime.model_spec import ModelSpec
+from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.options import ServerOptions
 from cantata.runtime.repository.check import check_repositories
+from cantata.runtime.repository.control import ModelControlMode, check_startup_models
+from cantata.runtime.repository.override import CONFIG_PARAMETER, FILE_PARAMETER_PREFIX
+from cantata.runtime.repository.registry import ModelIndexEntry
 from cantata.runtime.request import (
     SEQUENCE_END,
     SEQUENCE_START,
@@ -66,20 +71,50 @@ class EmbeddedServer:
         *,
         exit_on_error: bool = True,
         disable_auto_complete_config: bool = False,
+        strict_readiness: bool = True,
+        model_control_mode: str = "none",
+        load_model: Sequence[str] = (),
+        repository_poll_secs: float = 15.0,
+        model_config_name: str = "",
+        model_load_thread_count: int = 4,
+        model_namespacing: bool = False,
+        rate_limit: str = "off",
+        rate_limit_resource: Sequence[str] = (),
+        max_queue_bytes: int = 0,
         exit_timeout_secs: float = 30.0,
         backend_config: Mapping[str, Mapping[str, str]] | None = None,
         cache_config: Mapping[str, Mapping[str, str | int]] | None = None,
     ) -> None:
-        """The options are named and mean the same as the flags of `cantata serve`.
+        """The options are named and mean the same as the flags of `cantata serve`, texts included.
 
-        `cache_config={"local": {"size": 1 << 28}}` keeps the responses of the models that ask for it.
+        `cache_config={"local": {"size": 1 << 28}}` keeps the responses of the models that ask for it. Raises ValueError
+        for an option that cannot be.
         """
         paths = model_repository if isinstance(model_repository, list) else [model_repository]
+        mode = ModelControlMode(model_control_mode)
+        check_startup_models(mode, load_model)
+        for name, value, least in (
+            ("repository_poll_secs", repository_poll_secs, 0.001),
+            ("model_load_thread_count", model_load_thread_count, 1),
+            ("max_queue_bytes", max_queue_bytes, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name}: expected {least} or more, got {value}")
         self.core = Server(
             ServerOptions(
                 model_repository=tuple(Path(path) for path in paths),
                 exit_on_error=exit_on_error,
                 disable_auto_complete_config=disable_auto_complete_config,
+                strict_readiness=strict_readiness,
+                model_control_mode=mode,
+                load_model=tuple(load_model),
+                repository_poll_secs=repository_poll_secs,
+                model_config_name=model_config_name,
+                model_load_thread_count=model_load_thread_count,
+                model_namespacing=model_namespacing,
+                rate_limit=RateLimitMode(rate_limit),
+                rate_limit_resource=tuple(map(parse_resource_count, rate_limit_resource)),
+                max_queue_bytes=max_queue_bytes,
                 exit_timeout_secs=exit_timeout_secs,
                 backend_config=backend_config or {},
                 cache_config={
@@ -114,6 +149,38 @@ class EmbeddedServer:
         """Every problem of the repositories' configurations, as `cantata check` finds them."""
         return check_repositories(self.core.options.model_repository).problems
 
+    def load_model(
+        self, model_name: str, *, config: str = "", files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Load a model, or load it again; with `model_control_mode="explicit"` only.
+
+        `config`, as JSON, takes the place of its configuration for this load, and `files`, by their path in the model's
+        directory, that of all its files. Raises InferenceError where it fails; what served before goes on then.
+        """
+        parameters: dict[str, str | bytes] = {CONFIG_PARAMETER: config} if config else {}
+        for path, content in (files or {}).items():
+            parameters[FILE_PARAMETER_PREFIX + path.removeprefix(FILE_PARAMETER_PREFIX)] = content
+        self.core.load_model(model_name, parameters)
+
+    def unload_model(self, model_name: str, *, unload_dependents: bool = False) -> None:
+        """Stop serving a model; requests in flight finish. With `model_control_mode="explicit"` only.
+
+        `unload_dependents` takes the models along that only its steps call, unless they were loaded by their names.
+        """
+        self.core.unload_model(model_name, unload_dependents)
+
+    def is_ready(self, model_name: str = "", *, version: int = -1) -> bool:
+        """Whether the server can serve or, where one is named, a model; raises InferenceError for an unknown one."""
+        return self.core.is_model_ready(model_name, version) if model_name else self.core.is_ready()
+
+    def repository_index(self, *, ready_only: bool = False) -> list[ModelIndexEntry]:
+        """Every model and version there is, with its state and the reason for it."""
+        return self.core.repository_index(ready_only)
+
+    def statistics(self, model_name: str = "", *, version: int = -1) -> list[ModelStatistics]:
+        """The figures of all models that are ready, of one, or of one version."""
+        return self.core.statistics(model_name, version)
+
     def infer(
         self,
         model_name: str,
@@ -126,11 +193,13 @@ class EmbeddedServer:
         sequence_id: int | str = 0,
         sequence_start: bool = False,
         sequence_end: bool = False,
+        priority: int = 0,
+        timeout_us: int = 0,
     ) -> Outputs:
         """Run a model and return its outputs by name; `outputs` asks for some of them only.
 
         A model with sequence batching is told by `sequence_id`, and by `sequence_start` and `sequence_end`, which
-        sequence this is the next request of.
+        sequence this is the next request of. `priority` and `timeout_us` are for the model's queue.
 
         Arrays passed in are shared with the models, not copied; arrays returned may be views of shared memory.
         Strings come back as `bytes`. What the model says besides, and the timeline of a request that asks for it, is in
@@ -139,6 +208,7 @@ class EmbeddedServer:
         sender = WaitingSender()
         request = self._request(model_name, inputs, sender, outputs, version, parameters, id)
         _place(request, sequence_id, sequence_start, sequence_end)
+        request.priority, request.timeout_us = priority, timeout_us
         self._refuse_decoupled(model_name, version)
         responses = submit_and_wait(self.core.submit, self.core.workers, request)
         return _single(responses)
@@ -155,11 +225,14 @@ class EmbeddedServer:
         sequence_id: int | str = 0,
         sequence_start: bool = False,
         sequence_end: bool = False,
+        priority: int = 0,
+        timeout_us: int = 0,
     ) -> Outputs:
         """As `infer`, awaited on the running event loop. Cancelling the task cancels the request."""
         sender = _AwaitingSender(asyncio.get_running_loop())
         request = self._request(model_name, inputs, sender, outputs, version, parameters, id)
         _place(request, sequence_id, sequence_start, sequence_end)
+        request.priority, request.timeout_us = priority, timeout_us
         self._refuse_decoupled(model_name, version)
         self.core.submit(request)
         try:
@@ -180,6 +253,8 @@ class EmbeddedServer:
         sequence_id: int | str = 0,
         sequence_start: bool = False,
         sequence_end: bool = False,
+        priority: int = 0,
+        timeout_us: int = 0,
     ) -> OutputStream:
         """Run a model that answers any number of times, and yield each answer as it comes.
 
@@ -188,6 +263,7 @@ class EmbeddedServer:
         sender = _StreamSender()
         request = self._request(model_name, inputs, sender, outputs, version, parameters, id)
         _place(request, sequence_id, sequence_start, sequence_end)
+        request.priority, request.timeout_us = priority, timeout_us
         sender.watch(request)
         self.core.submit(request)
         return OutputStream(sender, request)

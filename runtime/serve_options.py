@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from cantata.runtime.caching.settings import check_cache_config, parse_cache_config
-from cantata.runtime.execution.rate_limiter import RateLimitMode, ResourceCount
+from cantata.runtime.execution.rate_limiter import RateLimitMode, ResourceCount, parse_resource_count
 from cantata.runtime.flags import SERVE_FLAGS, FlagError, FlagKind, FlagValues, truth
 from cantata.runtime.frontends.api_keys import ApiKeys, parse_api_keys
 from cantata.runtime.frontends.grpc.options import MAX_MESSAGE_BYTES, GrpcOptions
@@ -20,7 +20,7 @@ from cantata.runtime.observe.logs import LogSettings
 from cantata.runtime.observe.metrics_options import LatencyOptions, MetricsOptions, parse_latency_options
 from cantata.runtime.observe.trace_settings import TraceSettings, parse_trace_config
 from cantata.runtime.options import ServerOptions
-from cantata.runtime.repository.control import ModelControlMode
+from cantata.runtime.repository.control import ModelControlMode, check_startup_models
 from cantata.runtime.serve import ServeOptions
 
 # How often `--watch` looks at the files: soon enough for somebody who has just saved one.
@@ -206,12 +206,10 @@ def _header_pattern(flags: _Flags, name: str) -> str:
 def _model_control(flags: _Flags) -> tuple[ModelControlMode, float]:
     mode = ModelControlMode(flags.text("model-control-mode"))
     startup_models = flags.all("load-model")
-    if startup_models and mode is not ModelControlMode.EXPLICIT:
-        raise FlagError(
-            "Error: Use of '--load-model' requires setting '--model-control-mode=explicit' as well."
-        )
-    if "*" in startup_models and len(startup_models) > 1:
-        raise FlagError("Wildcard model name '*' must be the ONLY startup model if specified at all.")
+    try:
+        check_startup_models(mode, startup_models)
+    except ValueError as error:
+        raise FlagError(str(error)) from None
     poll_secs = float(flags.text("repository-poll-secs"))
     if poll_secs <= 0:
         raise FlagError(f"--repository-poll-secs expects a positive number, got '{poll_secs:g}'")
@@ -225,13 +223,10 @@ def _model_control(flags: _Flags) -> tuple[ModelControlMode, float]:
 
 
 def _resource_count(value: str) -> ResourceCount:
-    name, *numbers = value.split(":")
-    if not name or len(numbers) not in (1, 2) or not all(number.isdecimal() for number in numbers):
-        raise FlagError(
-            "--rate-limit-resource option format is '<resource_name>:<count>:<device>' or "
-            f"'<resource_name>:<count>'. Got {value}"
-        )
-    return ResourceCount(name, *map(int, numbers))
+    try:
+        return parse_resource_count(value)
+    except ValueError as error:
+        raise FlagError(str(error)) from None
 
 
 def _backend_config(values: tuple[str, ...]) -> dict[str, dict[str, str]]:

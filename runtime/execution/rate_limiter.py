@@ -40,6 +40,17 @@ class ResourceCount:
     device: int = EVERY_DEVICE
 
 
+def parse_resource_count(text: str) -> ResourceCount:
+    """`<name>:<count>` or `<name>:<count>:<device>`; raises ValueError for anything else."""
+    name, *numbers = text.split(":")
+    if not name or len(numbers) not in (1, 2) or not all(number.isdecimal() for number in numbers):
+        raise ValueError(
+            "--rate-limit-resource option format is '<resource_name>:<count>:<device>' or "
+            f"'<resource_name>:<count>'. Got {text}"
+        )
+    return ResourceCount(name, *map(int, numbers))
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceLimit:
     """What an instance needs to run, and how it stands with others: twice the `priority` is half the chances."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 _log = logging.getLogger("cantata.repository")
 
@@ -16,6 +16,16 @@ class ModelControlMode(enum.Enum):
     NONE = "none"
     EXPLICIT = "explicit"
     POLL = "poll"
+
+
+def check_startup_models(mode: ModelControlMode, names: Sequence[str]) -> None:
+    """Raise ValueError where the models that are to be loaded from the start contradict the mode, or each other."""
+    if names and mode is not ModelControlMode.EXPLICIT:
+        raise ValueError(
+            "Error: Use of '--load-model' requires setting '--model-control-mode=explicit' as well."
+        )
+    if "*" in names and len(names) > 1:
+        raise ValueError("Wildcard model name '*' must be the ONLY startup model if specified at all.")
 
 
 class Poller:
