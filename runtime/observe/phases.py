@@ -5,7 +5,7 @@ Owns what the phases mean and their sums. Whoever runs a request notes the momen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -32,12 +32,15 @@ class Phases(NamedTuple):
     blocked: int = 0
 
 
+# Of an ensemble's request whose path nobody asked for.
+UNKNOWN_PATH: Final = Phases()
+
+
 class Span(Protocol):
     """The moments of one request at one model, which has ended.
 
-    Of a step, `origin` is the one whose answer made it ready, None for the ensemble's own inputs; `until_ns` is set
-    where the ensemble's request waited for this step: it is the moment from which it waited for another.
-    `is_counted` where its whole time has been counted before its request was answered.
+    Of a step, `origin` is the one whose answer made it ready, None for the ensemble's own inputs. `is_counted` where
+    its whole time has been counted before its request was answered.
     """
 
     step: int
@@ -46,7 +49,6 @@ class Span(Protocol):
     batch_wait_ns: int
     blocked_ns: int
     ended_ns: int
-    until_ns: int
     is_counted: bool
     times: ComputeTimes | None
 
@@ -75,6 +77,8 @@ def _clipped(span: Span, whole_ns: int) -> Phases:
     """The phases of a nested ensemble, or of a part of a span: one after the other until the time is used up."""
     times = span.times
     assert times is not None
+    if times.path is UNKNOWN_PATH:
+        return Phases(compute=whole_ns)
     if times.path is not None:
         parts: Sequence[int] = times.path
     else:
@@ -122,10 +126,27 @@ class _StepCounter:
         self.beside = [0] * len(Phases._fields)
         self.path = [0] * len(Phases._fields)
 
-    def figures(self, step: int, model: str) -> StepFigures:
+    def figures(self, step: int, model: str, usual: Sequence[int] = (0,) * 7) -> StepFigures:
+        """With the sums of what is usual."""
+        count, whole, waited, batch_wait, *computed = usual
+        phases = (waited - batch_wait, batch_wait, *computed, whole - waited - sum(computed))
+        both = [sum(each) for each in zip(self.both, phases, strict=True)]
         return StepFigures(
-            step, model, self.count, _sum_of(self.both, self.beside), _sum_of(self.both, self.path)
+            step, model, self.count + count, _sum_of(both, self.beside), _sum_of(both, self.path)
         )
+
+
+def path_phases(received_ns: int, queued_ns: int, last: Span, end_ns: int) -> Phases:
+    """Where the time of an ensemble's request went, as far as it was waited for."""
+    path = [0] * len(Phases._fields)
+    until_ns = last.ended_ns
+    span: Span | None = last
+    while span is not None:
+        _add(path, phases_until(span, until_ns))
+        until_ns = span.received_ns
+        span = span.origin
+    _add(path, Phases(until_ns - queued_ns, 0, queued_ns - received_ns, 0, end_ns - last.ended_ns))
+    return Phases(*path)
 
 
 class EnsembleTimes:
@@ -136,38 +157,79 @@ class EnsembleTimes:
         self._model_name = model_name
         self._step_models = step_models
         self._steps = {step: _StepCounter() for step in step_models}
+        # What is usual, by step: how many spans, their whole time, and of that waiting in all, waiting for a batch,
+        # and the three parts of computing.
+        self._usual = {step: [0] * 7 for step in step_models}
         self._own = _StepCounter()
 
     def count(
-        self, received_ns: int, queued_ns: int, spans: Iterable[Span], last: Span, end_ns: int
-    ) -> Phases:
-        """Count a request that is answered; `last` is the span whose end ended it. Returns the sum of its path."""
-        path = [0] * len(Phases._fields)
-        first_ns = self._mark_path(last, path)
-        own = Phases(first_ns - queued_ns, 0, queued_ns - received_ns, 0, end_ns - last.ended_ns)
-        counter = self._own
-        counter.count += 1
-        _add(counter.both, own)
-        _add(path, own)
-        steps = self._steps
-        for span in spans:
-            counter = steps[span.step]
-            counter.count += 1
-            phases = phases_until(span, span.ended_ns)
-            until_ns = span.until_ns
-            if until_ns == span.ended_ns:
-                _add(counter.both, phases)
-                _add(path, phases)
+        self, received_ns: int, queued_ns: int, spans: Collection[Span], last: Span, end_ns: int
+    ) -> None:
+        """Count a request that is answered; `last` is the span whose end ended it.
+
+        Every request of an ensemble comes here: what is usual is counted without a call or an object.
+        """
+        usual = self._usual
+        on_path = 0
+        until_ns = last.ended_ns
+        span: Span | None = last
+        while span is not None:
+            on_path += 1
+            times = span.times
+            begin_ns = span.received_ns
+            if (
+                times is None
+                or times.path is not None
+                or span.blocked_ns
+                or span.is_counted
+                or span.ended_ns != until_ns
+            ):
+                on_path -= self._count_unusual(span, until_ns)
             else:
-                _add(counter.beside, phases)
-                if until_ns:
-                    phases = phases_until(span, until_ns)
-                    _add(counter.path, phases)
-                    _add(path, phases)
-        return Phases(*path)
+                sums = usual[span.step]
+                sums[0] += 1
+                sums[1] += until_ns - begin_ns
+                sums[2] += span.started_ns - begin_ns
+                if span.batch_wait_ns:
+                    sums[3] += span.batch_wait_ns
+                sums[4] += times.input_ns
+                sums[5] += times.infer_ns
+                sums[6] += times.output_ns
+            until_ns = begin_ns
+            span = span.origin
+        if on_path != len(spans):
+            self._count_beside(spans, last)
+        own = self._own
+        own.count += 1
+        sums = own.both
+        sums[0] += until_ns - queued_ns
+        sums[2] += queued_ns - received_ns
+        sums[4] += end_ns - last.ended_ns
+
+    def _count_unusual(self, span: Span, until_ns: int) -> bool:
+        """Count a span of the path; returns whether its whole time had been counted before."""
+        counter = self._steps[span.step]
+        was_counted = span.is_counted
+        if not was_counted and span.ended_ns == until_ns:
+            counter.count += 1
+            _add(counter.both, phases_until(span, until_ns))
+            return False
+        if not was_counted:
+            self.count_early((span,))
+        _add(counter.path, phases_until(span, until_ns))
+        return was_counted
+
+    def _count_beside(self, spans: Iterable[Span], last: Span) -> None:
+        """Count the spans that the request did not wait for."""
+        on_path = set()
+        span: Span | None = last
+        while span is not None:
+            on_path.add(id(span))
+            span = span.origin
+        self.count_early(span for span in spans if id(span) not in on_path)
 
     def count_early(self, spans: Iterable[Span]) -> None:
-        """Count steps that have ended, of a request that has not: a stream may have no end."""
+        """Count steps that nothing waits for, as far as is known: of a stream, which may have no end."""
         for span in spans:
             counter = self._steps[span.step]
             counter.count += 1
@@ -177,32 +239,20 @@ class EnsembleTimes:
         """The sums so far, of the ensemble itself and then of each step."""
         return (
             self._own.figures(OWN_STEP, self._model_name),
-            *(self._steps[step].figures(step, model) for step, model in self._step_models.items()),
+            *(
+                self._steps[step].figures(step, model, self._usual[step])
+                for step, model in self._step_models.items()
+            ),
         )
-
-    def _mark_path(self, last: Span, path: list[int]) -> int:
-        """Go back over what was waited for; returns when the first of it began."""
-        span: Span | None = last
-        until_ns = last.ended_ns
-        while span is not None:
-            if span.is_counted:
-                phases = phases_until(span, until_ns)
-                _add(self._steps[span.step].path, phases)
-                _add(path, phases)
-            span.until_ns = until_ns
-            until_ns = span.received_ns
-            span = span.origin
-        return until_ns
 
 
 def _add(sums: list[int], phases: Phases) -> None:
-    queue, batch_wait, input_ns, compute, output, blocked = phases
-    sums[0] += queue
-    sums[1] += batch_wait
-    sums[2] += input_ns
-    sums[3] += compute
-    sums[4] += output
-    sums[5] += blocked
+    sums[0] += phases[0]
+    sums[1] += phases[1]
+    sums[2] += phases[2]
+    sums[3] += phases[3]
+    sums[4] += phases[4]
+    sums[5] += phases[5]
 
 
 def _sum_of(first: list[int], second: list[int]) -> Phases:

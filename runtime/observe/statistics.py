@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cantata.runtime.clock import wall_ns
+from cantata.runtime.clock import monotonic_ns, wall_ns
 from cantata.runtime.errors import StatusCode
 from cantata.runtime.observe.latencies import Durations, Latencies
 from cantata.runtime.observe.phases import Phases
@@ -43,7 +43,13 @@ class ComputeTimes:
     __slots__ = ("batch_size", "infer_ns", "input_ns", "output_ns", "path")
 
     def __init__(
-        self, input_ns: int, infer_ns: int, output_ns: int, *, batch_size: int = 0, path: Phases | None = None
+        self,
+        input_ns: int,
+        infer_ns: int,
+        output_ns: int,
+        *,
+        batch_size: int = 0,
+        path: Phases | None = None,
     ) -> None:
         self.batch_size = batch_size
         self.input_ns = input_ns
@@ -89,55 +95,56 @@ class StatisticsCounter:
     """The figures of one model version; `latencies` are its histograms and summaries, where these are wanted."""
 
     def __init__(self, latencies: Latencies | None = None) -> None:
-        self._latencies = latencies
-        self.inference_count = 0
-        self.execution_count = 0
-        self.last_inference_ms = 0
-        self.success_count = 0
-        self.success_ns = 0
-        self.failure_ns = 0
-        self.queue_ns = 0
-        self.input_ns = 0
-        self.infer_ns = 0
-        self.output_ns = 0
+        self.latencies = latencies
         self.failures = dict.fromkeys(FAILURE_REASONS, 0)
-        self._batches: dict[int, _BatchCounter] = {}
+        # By the batch's size and how many of its requests were answered with it.
+        self._batches: dict[tuple[int, int], _BatchCounter] = {}
+        self._padding = 0
+        self._last_ns = 0
+        self._last_inference_ms = 0
+        self._success_ns = 0
+        self.failure_ns = 0
+        self._queue_ns = 0
+        # Requests that were answered by themselves, and not with a batch.
+        self._streams = 0
+        self._stream_ns = 0
         self._responses: dict[int, _ResponseCounter] = {}
 
-    def count_execution(self, batch_size: int, times: ComputeTimes, *, padding: int = 0) -> None:
-        """One execution of a batch, whatever became of its requests; `padding` of its rows were nobody's."""
-        self.execution_count += 1
-        self.inference_count += batch_size - padding
-        self.last_inference_ms = wall_ns() // 1_000_000
-        batch = self._batches.get(batch_size)
+    def count_batch(
+        self, batch_size: int, times: ComputeTimes, answered: int, whole_ns: int, queue_ns: int, end_ns: int
+    ) -> None:
+        """One execution, whatever became of its requests.
+
+        `answered` of them were, with it; the two sums are over these. Each counts the batch's durations in full.
+        """
+        batch = self._batches.get((batch_size, answered))
         if batch is None:
-            batch = self._batches[batch_size] = _BatchCounter()
+            batch = self._batches[batch_size, answered] = _BatchCounter()
         batch.count += 1
         batch.input_ns += times.input_ns
         batch.infer_ns += times.infer_ns
         batch.output_ns += times.output_ns
+        self._success_ns += whole_ns
+        self._queue_ns += queue_ns
+        self._last_ns = end_ns
 
-    def count_success(
+    def count_padding(self, rows: int) -> None:
+        """So many rows of a batch were nobody's."""
+        self._padding += rows
+
+    def count_stream(self, request: InferenceRequest, end_ns: int) -> None:
+        """A request has ended well whose model answered it by itself, which took from its start to its end."""
+        self._streams += 1
+        self._stream_ns += end_ns - request.started_ns
+        self._success_ns += end_ns - request.received_ns
+        self._queue_ns += request.started_ns - request.queued_ns
+
+    def tell_latencies(
         self, request: InferenceRequest, start_ns: int, times: ComputeTimes, end_ns: int
     ) -> None:
-        """A request that was answered. Each request of a batch gets the batch's durations in full."""
-        self.success_count += 1
-        self.success_ns += end_ns - request.received_ns
-        self.queue_ns += start_ns - request.queued_ns
-        self.input_ns += times.input_ns
-        self.infer_ns += times.infer_ns
-        self.output_ns += times.output_ns
-        if self._latencies is not None:
-            self._tell(self._latencies, request, start_ns, times, end_ns)
-
-    def _tell(
-        self,
-        latencies: Latencies,
-        request: InferenceRequest,
-        start_ns: int,
-        times: ComputeTimes,
-        end_ns: int,
-    ) -> None:
+        """A request has been answered; to be called where there are `latencies`."""
+        latencies = self.latencies
+        assert latencies is not None
         whole_ns = end_ns - request.received_ns
         if latencies.has_histogram and not request.response_count:
             latencies.first_response(whole_ns)
@@ -149,8 +156,8 @@ class StatisticsCounter:
 
     def count_first_response(self, request: InferenceRequest, now_ns: int) -> None:
         """The first of several responses."""
-        if self._latencies is not None and self._latencies.has_histogram:
-            self._latencies.first_response(now_ns - request.received_ns)
+        if self.latencies is not None and self.latencies.has_histogram:
+            self.latencies.first_response(now_ns - request.received_ns)
 
     def count_failure(self, request: InferenceRequest, code: StatusCode, reason: str, end_ns: int) -> None:
         """A request that was answered with an error; cancelled ones have a reason of their own."""
@@ -191,20 +198,28 @@ class StatisticsCounter:
 
     def snapshot(self, name: str, version: str) -> ModelStatistics:
         """The figures now; the caller holds the owner's lock."""
-        answered = self.success_count
+        success = self._streams
+        input_ns = output_ns = 0
+        infer_ns = self._stream_ns
+        for (_, answered), batch in self._batches.items():
+            success += answered * batch.count
+            input_ns += answered * batch.input_ns
+            infer_ns += answered * batch.infer_ns
+            output_ns += answered * batch.output_ns
+        batches = self._by_size()
         return ModelStatistics(
             name=name,
             version=version,
-            last_inference=self.last_inference_ms,
-            inference_count=self.inference_count,
-            execution_count=self.execution_count,
+            last_inference=self._last_inference(),
+            inference_count=sum(size * batch.count for size, batch in batches.items()) - self._padding,
+            execution_count=sum(batch.count for batch in batches.values()),
             inference_stats=InferStatistics(
-                success=StatisticDuration(answered, self.success_ns),
+                success=StatisticDuration(success, self._success_ns),
                 fail=StatisticDuration(sum(self.failures.values()), self.failure_ns),
-                queue=StatisticDuration(answered, self.queue_ns),
-                compute_input=StatisticDuration(answered, self.input_ns),
-                compute_infer=StatisticDuration(answered, self.infer_ns),
-                compute_output=StatisticDuration(answered, self.output_ns),
+                queue=StatisticDuration(success, self._queue_ns),
+                compute_input=StatisticDuration(success, input_ns),
+                compute_infer=StatisticDuration(success, infer_ns),
+                compute_output=StatisticDuration(success, output_ns),
                 cache_hit=_NOTHING,
                 cache_miss=_NOTHING,
             ),
@@ -215,12 +230,29 @@ class StatisticsCounter:
                     compute_infer=StatisticDuration(batch.count, batch.infer_ns),
                     compute_output=StatisticDuration(batch.count, batch.output_ns),
                 )
-                for size, batch in sorted(self._batches.items())
+                for size, batch in sorted(batches.items())
             ),
             response_stats={
                 str(index): _response_snapshot(counter) for index, counter in sorted(self._responses.items())
             },
         )
+
+    def _by_size(self) -> dict[int, _BatchCounter]:
+        sizes: dict[int, _BatchCounter] = {}
+        for (size, _), batch in self._batches.items():
+            total = sizes.setdefault(size, _BatchCounter())
+            total.count += batch.count
+            total.input_ns += batch.input_ns
+            total.infer_ns += batch.infer_ns
+            total.output_ns += batch.output_ns
+        return sizes
+
+    def _last_inference(self) -> int:
+        """When the last batch ended, in milliseconds since the epoch: told alike until there is another."""
+        if self._last_ns:
+            self._last_inference_ms = (wall_ns() - (monotonic_ns() - self._last_ns)) // 1_000_000
+            self._last_ns = 0
+        return self._last_inference_ms
 
 
 _NOTHING = StatisticDuration(0, 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from cantata.runtime.observe.phases import Phases
+from cantata.runtime.observe.phases import UNKNOWN_PATH, Phases
 
 if TYPE_CHECKING:
     from cantata.runtime.observe.trace import RequestTrace
@@ -91,7 +91,7 @@ def _phases(trace: RequestTrace, request: InferenceRequest, end_ns: int) -> dict
 def _ensemble_phases(request: InferenceRequest, queued_ns: int, end_ns: int) -> Phases:
     """Those of the steps that it waited for, one after the other."""
     path = None if request.times is None else request.times.path
-    if path is None:
+    if path is None or path is UNKNOWN_PATH:
         # A stream that goes on: which of its steps it waits for is known at its end.
         return Phases(compute=end_ns - queued_ns)
     # Its own input is what is told as `receive`.

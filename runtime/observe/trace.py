@@ -103,9 +103,7 @@ class Tracer:
                 self.is_on = self._choice.is_any_active
             return self._choice.settings(model_name)
 
-    def begin(
-        self, request: InferenceRequest, stages: tuple[str, str] | None, headers: Headers = ()
-    ) -> None:
+    def begin(self, request: InferenceRequest, stages: tuple[str, str] | None, headers: Headers = ()) -> None:
         """Trace a request that a front-end is about to submit, if it is one of those that are chosen, or asks for it.
 
         To be called where `is_on`, or where the request has parameters. A request without a front-end has no `stages`.

@@ -27,7 +27,7 @@ from cantata.dag.run import (
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument, unavailable
 from cantata.runtime.model_spec import ModelSpec
-from cantata.runtime.observe.phases import EnsembleTimes, StepFigures
+from cantata.runtime.observe.phases import UNKNOWN_PATH, EnsembleTimes, StepFigures, path_phases
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.observe.statistics import REASON_OTHER, ComputeTimes, StatisticsCounter
 from cantata.runtime.request import EXPIRED, SEQUENCE_END, SEQUENCE_START, InferenceRequest
@@ -135,10 +135,14 @@ class EnsembleScheduler:
         """Count a request that is about to be answered finally; `times` are the sums over its steps."""
         end_ns = monotonic_ns()
         request.times = times
+        received_ns, queued_ns = request.received_ns, request.queued_ns
         with self._lock:
-            self._statistics.count_execution(request.batch_size, times)
-            self._statistics.count_success(request, request.started_ns, times, end_ns)
-            times.path = self._times.count(request.received_ns, request.queued_ns, spans, last, end_ns)
+            self._statistics.count_batch(request.batch_size, times, 1, end_ns - received_ns, 0, end_ns)
+            self._times.count(received_ns, queued_ns, spans, last, end_ns)
+            if self._statistics.latencies is not None:
+                self._statistics.tell_latencies(request, queued_ns, times, end_ns)
+        if request.trace is not None or isinstance(request.sender, _StepSender):
+            times.path = path_phases(received_ns, queued_ns, last, end_ns)
 
     def count_first_response(self, request: InferenceRequest) -> None:
         """The first of several responses is about to be sent."""
@@ -176,7 +180,6 @@ class _StepSender:
         "started_ns",
         "step",
         "times",
-        "until_ns",
     )
 
     batch_wait_ns: int
@@ -195,7 +198,6 @@ class _StepSender:
         self.received_ns = received_ns
         self.blocked_ns = 0
         self.ended_ns = 0
-        self.until_ns = 0
         self.is_counted = False
 
     def send(self, response: InferenceResponse | None, final: bool) -> None:
@@ -459,7 +461,7 @@ class _Flight:
         final = response is None or answer.final  # type: ignore[union-attr]
         if final:
             assert self._last is not None
-            times = ComputeTimes(self._input_ns, self._infer_ns, self._output_ns)
+            times = ComputeTimes(self._input_ns, self._infer_ns, self._output_ns, path=UNKNOWN_PATH)
             scheduler.count_success(request, times, self._spans, self._last)
             # They know this flight, and the collector of cycles need not.
             self._spans, self._last = [], None

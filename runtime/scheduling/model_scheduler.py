@@ -359,6 +359,10 @@ class ModelScheduler:
         end_ns = monotonic_ns()
         execution.instance = None
         instance.ran_for(end_ns - execution.start_ns)
+        if False and execution.requests[0].correlation_id:
+            # A step of a sequence: the next request must not overtake this one on the way to the steps that follow.
+            self._finish_later(execution)
+            is_over = False
         with self._lock:
             self._rest(instance, end_ns)
             next_instance = self._reserve(end_ns)
@@ -379,8 +383,8 @@ class ModelScheduler:
         """Count a batch, and its requests that are answered with it; the caller holds the lock."""
         times = execution.times(end_ns)
         statistics = self._statistics
-        statistics.count_execution(execution.batch_size, times)
-        answered = 0
+        start_ns = execution.start_ns
+        answered = failed = whole_ns = queue_ns = 0
         for request, response in zip(execution.requests, execution.responses, strict=True):
             if response is None:
                 continue
@@ -389,9 +393,14 @@ class ModelScheduler:
             request.times = times
             answered += 1
             if response.error is None:
-                statistics.count_success(request, execution.start_ns, times, end_ns)
+                whole_ns += end_ns - request.received_ns
+                queue_ns += start_ns - request.queued_ns
+                if statistics.latencies is not None:
+                    statistics.tell_latencies(request, start_ns, times, end_ns)
             else:
+                failed += 1
                 statistics.count_failure(request, response.error.code, REASON_BACKEND, end_ns)
+        statistics.count_batch(execution.batch_size, times, answered - failed, whole_ns, queue_ns, end_ns)
         self._in_flight.leave(answered)
 
     def responded(self, request: InferenceRequest, response: InferenceResponse | None, final: bool) -> None:
@@ -406,7 +415,9 @@ class ModelScheduler:
                 return
             if error is None:
                 times = request.times = ComputeTimes(0, computed_ns, 0)
-                statistics.count_success(request, request.started_ns, times, now_ns)
+                statistics.count_stream(request, now_ns)
+                if statistics.latencies is not None:
+                    statistics.tell_latencies(request, request.started_ns, times, now_ns)
             else:
                 statistics.count_failure(request, error.code, REASON_BACKEND, now_ns)
         self._in_flight.leave()

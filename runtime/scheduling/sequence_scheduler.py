@@ -297,7 +297,9 @@ class SequenceScheduler:
                 return
             if error is None:
                 times = request.times = ComputeTimes(0, computed_ns, 0)
-                statistics.count_success(request, request.started_ns, times, now_ns)
+                statistics.count_stream(request, now_ns)
+                if statistics.latencies is not None:
+                    statistics.tell_latencies(request, request.started_ns, times, now_ns)
             else:
                 statistics.count_failure(request, error.code, REASON_BACKEND, now_ns)
         self._in_flight.leave()
@@ -487,8 +489,8 @@ class SequenceScheduler:
         """Count a batch, and its requests that are answered with it; the caller holds the lock."""
         times = execution.times(end_ns)
         statistics = self._statistics
-        statistics.count_execution(execution.batch_size, times, padding=turns.count(None))
-        answered = 0
+        start_ns = execution.start_ns
+        answered = failed = whole_ns = queue_ns = 0
         for turn, response in zip(turns, execution.responses, strict=True):
             if response is None or turn is None:
                 continue
@@ -498,9 +500,15 @@ class SequenceScheduler:
             request.times = times
             answered += 1
             if response.error is None:
-                statistics.count_success(request, execution.start_ns, times, end_ns)
+                whole_ns += end_ns - request.received_ns
+                queue_ns += start_ns - request.queued_ns
+                if statistics.latencies is not None:
+                    statistics.tell_latencies(request, start_ns, times, end_ns)
             else:
+                failed += 1
                 statistics.count_failure(request, response.error.code, REASON_BACKEND, end_ns)
+        statistics.count_batch(execution.batch_size, times, answered - failed, whole_ns, queue_ns, end_ns)
+        statistics.count_padding(turns.count(None))
         self._in_flight.leave(answered)
 
     def _answer(self, dropped: Collection[Dropped]) -> None:
