@@ -19,6 +19,8 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
+from cantata.runtime.frontends.grpc.http2.frames import DATA, END_HEADERS, HEADERS
+from tests.support.http2_client import http2_client, prefixed
 from tests.support.model_files import (
     ensemble_config,
     python_config,
@@ -234,26 +236,31 @@ def test_a_refused_call_says_when_to_try_again(shared: Ports) -> None:
     assert ("grpc-retry-pushback-ms", "1000") in tuple(refused.value.trailing_metadata())
 
 
-def test_a_call_is_refused_before_its_message_is_read_when_others_take_the_room(
-    shared: Ports, gate: int
-) -> None:
-    # What calls take is learnt from those before.
-    for _ in range(20):
-        grpc_infer(shared, "identity", 12_000)
+def test_a_call_is_refused_by_its_messages_length_when_others_take_the_room(shared: Ports, gate: int) -> None:
     caller = threading.Thread(target=lambda: http_infer(shared, "gated", 20_000))
     caller.start()
     while shared.server.model("gated").scheduler.in_flight == 0:
         os.sched_yield()
-    with grpc.insecure_channel(f"127.0.0.1:{shared.grpc}") as channel:
-        silent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        call = channel.stream_unary(INFER_PATH)
-        with pytest.raises(grpc.RpcError) as refused:
-            call(iter(silent.get, None), timeout=20)
-        silent.put(None)
-    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert "Exceeds maximum queue bytes" in refused.value.details()
+    with http2_client(shared.grpc) as client:
+        client.frame(HEADERS, END_HEADERS, 1, client.block(path=INFER_PATH))
+        # No more than the beginning of the message is ever sent.
+        client.frame(DATA, 0, 1, prefixed(bytes(30_000))[:10])
+        headers = client.answer(1).headers
+    assert headers["grpc-status"] == str(grpc.StatusCode.UNAVAILABLE.value[0])
+    assert "Exceeds maximum queue bytes: the request takes 30000 bytes" in headers["grpc-message"]
     os.write(gate, b".")
     caller.join()
+
+
+def test_a_call_that_breaks_off_gives_back_what_it_held(shared: Ports) -> None:
+    with http2_client(shared.grpc) as client:
+        client.frame(HEADERS, END_HEADERS, 1, client.block(path=INFER_PATH))
+        client.frame(DATA, 0, 1, prefixed(bytes(30_000))[:10])
+        while held_bytes(shared) == 0:
+            os.sched_yield()
+        assert held_bytes(shared) == 30_000
+    while held_bytes(shared) != 0:
+        os.sched_yield()
 
 
 def test_a_request_in_a_stream_is_refused_alone(shared: Ports) -> None:

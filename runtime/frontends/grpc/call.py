@@ -36,6 +36,9 @@ _START_OF_TRAILERS: Final = frame_header(len(KNOWN_END), HEADERS, END_HEADERS | 
 class CallReader(Protocol):
     """What is done with what a call brings."""
 
+    def on_size(self, size: int) -> None:
+        """A message of so many bytes begins to arrive; not said of one that arrived at once. Last call to refuse it."""
+
     def on_message(self, message: bytes | memoryview) -> None: ...
 
     def on_half_close(self) -> None:
@@ -145,7 +148,7 @@ class Call:
                 if start + PREFIX_SIZE + size == end:
                     self._deliver(Message(flag != 0, data[start + PREFIX_SIZE : end]))
                     return
-            self._assembly = MessageAssembly(self._connection.max_message_size)
+            self._assembly = MessageAssembly(self._connection.max_message_size, self._wants)
         assembly = self._assembly
         for message in assembly.feed(data[start:end]):
             self._deliver(message)
@@ -153,6 +156,10 @@ class Call:
                 return
         if assembly.is_empty:
             self._assembly = None
+
+    def _wants(self, size: int) -> bool:
+        self.reader.on_size(size)
+        return not self.is_over
 
     def room(self) -> memoryview | None:
         """Where the next bytes of a message that has begun are to be put; None where they must be received."""
@@ -340,6 +347,8 @@ class Call:
 
 class _NoReader:
     """Reads a call that nobody has taken yet, or any more."""
+
+    def on_size(self, size: int) -> None: ...
 
     def on_message(self, message: bytes | memoryview) -> None: ...
 

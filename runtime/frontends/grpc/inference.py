@@ -36,7 +36,6 @@ class InferenceService:
         "_compression_level",
         "byte_budget",
         "compresses",
-        "expected_bytes",
         "forwarding",
         "is_stopping",
         "loop",
@@ -51,9 +50,6 @@ class InferenceService:
         self._compression_level = options.zlib_level
         self.forwarding = header_forwarding(options.header_forward_pattern)
         self.byte_budget = server.admission.server
-        # What a call's message probably takes, by what the last ones took. It is not said before the message has come,
-        # and then the memory is spent.
-        self.expected_bytes = 0
         # Set once, by whoever stops the server; calls in flight go on.
         self.is_stopping = False
         # The open streams; the loop's thread alone touches this.
@@ -66,10 +62,6 @@ class InferenceService:
             call.compress_with(
                 encoding, partial(compressed, encoding=encoding, level=self._compression_level)
             )
-
-    def received(self, size: int) -> None:
-        """Learn from the size of a message; on the loop's thread."""
-        self.expected_bytes += (size - self.expected_bytes) // 8
 
     def stop_streams(self) -> None:
         """Have every open stream end when its requests in flight are answered; on the loop's thread."""

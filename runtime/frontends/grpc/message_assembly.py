@@ -6,7 +6,7 @@ frames nor what is in a message.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -31,10 +31,12 @@ class Message(NamedTuple):
 class MessageAssembly:
     """The messages of one call. Invariant: `_target` is None, or has room left and `_prefix` is empty."""
 
-    __slots__ = ("_filled", "_is_compressed", "_max_size", "_prefix", "_target")
+    __slots__ = ("_filled", "_is_compressed", "_is_wanted", "_max_size", "_prefix", "_target")
 
-    def __init__(self, max_size: int) -> None:
+    def __init__(self, max_size: int, is_wanted: Callable[[int], bool]) -> None:
+        """`is_wanted` is asked, with its length, before a message gets memory; after a no nothing is to be had."""
         self._max_size = max_size
+        self._is_wanted = is_wanted
         # The beginning of a message whose prefix is not whole yet.
         self._prefix = b""
         self._target: memoryview | None = None
@@ -65,6 +67,8 @@ class MessageAssembly:
                     yield Message(bool(flag), data[position : position + size])
                     position += size
                     continue
+                if not self._is_wanted(size):
+                    return
                 self._begin(bool(flag), size)
             else:
                 room = self.room()

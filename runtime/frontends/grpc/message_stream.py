@@ -93,6 +93,9 @@ class MessageStream:
 
     # The call's reader; on the loop's thread.
 
+    def on_size(self, size: int) -> None:
+        """A stream's messages are judged when they are there: each is answered by itself."""
+
     def on_message(self, message: bytes | memoryview) -> None:
         self._reader.on_message(message)
 

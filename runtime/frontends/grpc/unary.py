@@ -51,6 +51,9 @@ class UnaryCall:
         self._is_quick = is_quick
         self._has_message = False
 
+    def on_size(self, size: int) -> None:
+        """Messages of all sizes are welcome."""
+
     def on_message(self, message: bytes | memoryview) -> None:
         if self._has_message:
             return
@@ -110,8 +113,6 @@ class InferCall:
         self._lease: ByteLease | None = None
         if service.compresses:
             service.compress(call)
-        if service.byte_budget is not None:
-            self._admit(service.byte_budget)
 
     def send(self, response: InferenceResponse | None, final: bool) -> None:
         """Answer the call with its only response; any thread."""
@@ -131,15 +132,24 @@ class InferCall:
     def wait_until_ready(self) -> None:
         """One response is always welcome."""
 
+    def on_size(self, size: int) -> None:
+        budget = self._service.byte_budget
+        if budget is None or self._has_message:
+            return
+        try:
+            self._hold(budget, size)
+        except InferenceError as error:
+            self._fail(error)
+
     def on_message(self, message: bytes | memoryview) -> None:
         if self._has_message:
             return
         self._has_message = True
         received_ns = monotonic_ns()
+        budget = self._service.byte_budget
         try:
-            if self._lease is not None:
-                self._service.received(len(message))
-                self._lease.resize(len(message))
+            if budget is not None and self._lease is None:
+                self._hold(budget, len(message))
             self._submit(message, received_ns)
         except Exception as error:
             self._fail(as_inference_error(error))
@@ -154,17 +164,15 @@ class InferCall:
         """There is but one message."""
 
     def on_closed(self, was_cancelled: bool) -> None:
+        if self._lease is not None and not self._has_message:
+            self._lease.release()
         if was_cancelled and self._cancellation is not None:
             self._cancellation.cancel()
 
-    def _admit(self, budget: ByteBudget) -> None:
-        """Take what the message probably needs, or refuse the call before the message is read."""
-        self._lease = ByteLease(self._service.expected_bytes)
-        try:
-            self._lease.hold(budget)
-        except InferenceError as error:
-            self._has_message = True
-            self._fail(error)
+    def _hold(self, budget: ByteBudget, size: int) -> None:
+        """Take what the message needs; raises InferenceError where that is not to be had."""
+        self._lease = ByteLease(size)
+        self._lease.hold(budget)
 
     def _submit(self, message: bytes | memoryview, received_ns: int) -> None:
         service = self._service

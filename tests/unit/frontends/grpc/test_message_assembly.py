@@ -11,6 +11,10 @@ from cantata.runtime.frontends.grpc.message_assembly import PREFIX, MessageAssem
 MESSAGES = st.lists(st.tuples(st.booleans(), st.binary(max_size=300)), max_size=6)
 
 
+def wanted(_size: int) -> bool:
+    return True
+
+
 def on_the_wire(messages: list[tuple[bool, bytes]]) -> bytes:
     return b"".join(PREFIX.pack(int(flag), len(data)) + data for flag, data in messages)
 
@@ -19,7 +23,7 @@ def on_the_wire(messages: list[tuple[bool, bytes]]) -> bytes:
 def test_messages_are_whole_however_they_are_divided(
     messages: list[tuple[bool, bytes]], cuts: list[tuple[int, bool]]
 ) -> None:
-    assembly, wire, found = MessageAssembly(1000), on_the_wire(messages), []
+    assembly, wire, found = MessageAssembly(1000, wanted), on_the_wire(messages), []
     position = index = 0
     while position < len(wire):
         size, directly = cuts[index % len(cuts)]
@@ -39,13 +43,25 @@ def test_messages_are_whole_however_they_are_divided(
 
 
 def test_a_message_that_is_too_large_is_known_by_its_length() -> None:
-    assembly = MessageAssembly(1000)
+    assembly = MessageAssembly(1000, wanted)
     (message,) = assembly.feed(PREFIX.pack(0, 1001))
     assert message.is_too_large
 
 
+def test_a_message_that_is_not_wanted_gets_no_memory() -> None:
+    asked: list[int] = []
+
+    def is_wanted(size: int) -> bool:
+        asked.append(size)
+        return False
+
+    assembly = MessageAssembly(1000, is_wanted)
+    assert list(assembly.feed(PREFIX.pack(0, 900) + b"begin")) == []
+    assert (asked, len(assembly.room())) == ([900], 0)
+
+
 def test_the_end_of_a_message_is_aligned() -> None:
-    assembly = MessageAssembly(1 << 20)
+    assembly = MessageAssembly(1 << 20, wanted)
     assert list(assembly.feed(PREFIX.pack(0, 100_001))) == []
     room = assembly.room()
     assert len(room) == 100_001
