@@ -1,4 +1,4 @@
-"""Threads that wait for a cache outside the process, so that front-ends and models do not."""
+"""Threads that wait for a cache outside the process, or compare large requests: front-ends and models do neither."""
 
 from __future__ import annotations
 

@@ -37,8 +37,7 @@ class ModelCaching:
 
     def __init__(self, cache: ResponseCache, workers: WorkerPool, timer: Timer) -> None:
         self._cache = cache
-        threads = CacheThreads() if cache.is_remote else None
-        self._parts = CachingParts(cache, threads, timer, workers)
+        self._parts = CachingParts(cache, CacheThreads(), timer, workers)
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         # How often each model version has been loaded.
@@ -50,8 +49,7 @@ class ModelCaching:
 
     def close(self) -> None:
         """Let the cache go; every model must have been closed."""
-        if self._parts.threads is not None:
-            self._parts.threads.close()
+        self._parts.threads.close()
         self._cache.close()
 
     def figures(self) -> CacheFigures | None:

@@ -34,10 +34,10 @@ class CachedScheduler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CachingParts:
-    """What a server's caching schedulers share. `threads` are None for a cache in the process."""
+    """What a server's caching schedulers share."""
 
     cache: ResponseCache
-    threads: CacheThreads | None
+    threads: CacheThreads
     timer: Timer
     workers: WorkerPool
 

@@ -28,6 +28,9 @@ from cantata.runtime.scheduling.nested_delivery import deliver
 
 _log = logging.getLogger("cantata.cache")
 
+# Bytes of a request's inputs; more of them take another thread most of a millisecond.
+_MOST_DIGESTED_AT_ONCE = 1 << 20
+
 
 class CachingScheduler:
     """Answers from the cache, or has `inner` answer and keeps that.
@@ -47,6 +50,7 @@ class CachingScheduler:
         self._inner = inner
         self._key = key
         self._cache = parts.cache
+        self._is_remote = parts.cache.is_remote
         self._threads = parts.threads
         self._timer = parts.timer
         self._workers = parts.workers
@@ -63,20 +67,43 @@ class CachingScheduler:
         if self._is_stopped:
             raise unavailable(f"{request.described_id()}{STOPPED}")
         order = self._rules.order
-        key = self._key.of(request)
-        if order is None:
-            self._accept(request, key, now_ns)
+        if order is not None:
+            # It has a place in the order from now on, which only an answer clears.
+            request.sender = order.next_sender(request.sender)
+        if self._takes_long(request) and self._accept_later(request, now_ns):
             return
-        request.sender = order.next_sender(request.sender)
+        if order is None:
+            self._accept(request, self._key.of(request), now_ns)
+        else:
+            self._accept_or_fail(request, now_ns)
+
+    def _takes_long(self, request: InferenceRequest) -> bool:
+        """Whether digesting a request would keep the caller's thread, which may serve others, for long."""
+        return sum(tensor.array.nbytes for tensor in request.inputs.values()) > _MOST_DIGESTED_AT_ONCE
+
+    def _accept_later(self, request: InferenceRequest, now_ns: int) -> bool:
+        """Have another thread accept a request; False when those have too much to do."""
+        if not self._in_flight.enter():
+            return False
+
+        def accept() -> None:
+            self._accept_or_fail(request, now_ns)
+            self._in_flight.leave()
+
+        if self._threads.run(accept):
+            return True
+        self._in_flight.leave()
+        return False
+
+    def _accept_or_fail(self, request: InferenceRequest, now_ns: int) -> None:
         try:
-            self._accept(request, key, now_ns)
+            self._accept(request, self._key.of(request), now_ns)
         except InferenceError as error:
-            # It has a place in the order, which only an answer clears.
             request.owner = None
             request.fail(error)
 
     def _accept(self, request: InferenceRequest, key: bytes, now_ns: int) -> None:
-        cached = None if self._threads is not None else self._cache.lookup(key)
+        cached = None if self._is_remote else self._cache.lookup(key)
         if cached is not None:
             self._answer(request, cached, now_ns, now_ns)
             return
@@ -113,7 +140,7 @@ class CachingScheduler:
 
     def _look_up(self, flight: Flight, asked_ns: int) -> None:
         """Find what is kept for a flight that others can join from now on, or run it."""
-        if self._threads is not None:
+        if self._is_remote:
             if not self._threads.run(partial(self._look_up_remotely, flight, asked_ns)):
                 self._run_first(flight)
             return
@@ -190,7 +217,7 @@ class CachingScheduler:
             return None
         start_ns = monotonic_ns()
         kept = kept_copy(answer)
-        if self._threads is None:
+        if not self._is_remote:
             self._cache.insert(flight.key, self, kept)
         with self._lock:
             self._figures.count_miss(lookup_ns=flight.lookup_ns, insert_ns=monotonic_ns() - start_ns)
@@ -198,11 +225,10 @@ class CachingScheduler:
 
     def _won(self, flight: Flight, kept: CachedResponse) -> None:
         """A flight's request has been answered, and so can be those that waited."""
-        threads = self._threads
         with self._lock:
-            # Requests that come before Redis has the answer are given it here.
-            waiting = self._settle(flight, kept, stays=threads is not None)
-        if threads is not None and not threads.run(partial(self._insert, flight, kept)):
+            # Requests that come before the other process has the answer are given it here.
+            waiting = self._settle(flight, kept, stays=self._is_remote)
+        if self._is_remote and not self._threads.run(partial(self._insert, flight, kept)):
             self._forget(flight)
         self._answer_waiting(waiting, kept)
         self._in_flight.leave()

@@ -149,8 +149,7 @@ class Caching:
         self.threads = ManualThreads()
         self.workers = WorkerPool()
         self.cache: Any = RemoteCache() if is_remote else LocalCache(1 << 20)
-        threads = self.threads if is_remote else None
-        parts = CachingParts(self.cache, cast(Any, threads), cast(Any, self.timer), self.workers)
+        parts = CachingParts(self.cache, cast(Any, self.threads), cast(Any, self.timer), self.workers)
         rules = CachingRules(
             ResponseOrder() if is_ordered else None, policies, calls_nobody, has_own_timeouts
         )

@@ -233,6 +233,37 @@ def test_a_refusal_after_the_cache_was_asked_is_the_answer() -> None:
     assert caching.scheduler.in_flight == 0
 
 
+def large(caching: Caching, value: float) -> InferenceRequest:
+    request = caching.request()
+    request.inputs["INPUT"] = tensor_of_array(np.full(300_000, value, np.float32))
+    caching.scheduler.enqueue(request)
+    return request
+
+
+def test_large_requests_are_compared_by_another_thread(caching: Caching) -> None:
+    requests = [large(caching, value) for value in (1.0, 1.0, 2.0)]
+    assert (caching.inner.running, caching.scheduler.in_flight) == ([], 3)
+    caching.threads.run_all()
+    assert caching.inner.running == [requests[0], requests[2]]
+    caching.inner.answer(requests[0], 7.0)
+    caching.refuse(unavailable("full"))
+    refused = large(caching, 3.0)
+    caching.threads.run_all()
+    assert [values_of(request) for request in (*requests, refused)] == [[7.0], [7.0], None, "full"]
+    assert caching.scheduler.in_flight == 1
+
+
+def test_large_requests_are_compared_at_once_where_no_thread_is_left() -> None:
+    caching = Caching()
+    caching.threads.is_full = True
+    request = large(caching, 1.0)
+    assert caching.inner.running == [request]
+    caching.refuse(unavailable("full"))
+    with pytest.raises(InferenceError, match="full"):
+        large(caching, 2.0)
+    assert caching.scheduler.in_flight == 1
+
+
 def test_answers_keep_the_order_of_their_requests() -> None:
     caching = Caching(is_ordered=True)
     [first] = caching.enqueue(1.0)
