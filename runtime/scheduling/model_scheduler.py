@@ -359,7 +359,7 @@ class ModelScheduler:
         end_ns = monotonic_ns()
         execution.instance = None
         instance.ran_for(end_ns - execution.start_ns)
-        if False and execution.requests[0].correlation_id:
+        if is_over and execution.requests[0].correlation_id:
             # A step of a sequence: the next request must not overtake this one on the way to the steps that follow.
             self._finish_later(execution)
             is_over = False

@@ -10,7 +10,7 @@ import pytest
 from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
 from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.execution.worker_pool import Work, WorkerPool
 from cantata.runtime.request import Cancellation, InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.dynamic_batcher import DynamicBatcher
@@ -508,3 +508,29 @@ def test_a_caller_that_was_slow_is_not_trusted_for_long(harness: Harness) -> Non
             caller.duration_ns = 0
             waits.append(runs_until_trusted())
     assert first < waits[0] < waits[1]
+
+
+def test_a_step_of_a_sequence_is_answered_before_its_instance_runs_the_next(harness: Harness) -> None:
+    dispatched: list[Work] = []
+    dispatched_meanwhile: list[int] = []
+
+    class NotingPool(WorkerPool):
+        def dispatch(self, work: Work) -> None:
+            dispatched.append(work)
+            super().dispatch(work)
+
+    class SendsTheNext(WaitingSender):
+        def send(self, response: InferenceResponse | None, final: bool) -> None:
+            before = len(dispatched)
+            scheduler.enqueue(follower)
+            # Whatever is dispatched may run at once.
+            dispatched_meanwhile.append(len(dispatched) - before)
+
+    harness.workers = NotingPool()
+    scheduler = harness.scheduler(InstantInstance())
+    first, follower = harness.request("a"), harness.request("b")
+    first.sender = SendsTheNext()
+    first.correlation_id = follower.correlation_id = 7
+    scheduler.enqueue(first)
+    assert answer(follower).error is None
+    assert dispatched_meanwhile == [0]
