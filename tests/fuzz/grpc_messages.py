@@ -6,7 +6,6 @@ A case says what it found wrong with the answer: none in time, or a status that 
 from __future__ import annotations
 
 import gzip
-import socket
 from collections.abc import Iterator
 from random import Random
 from typing import Any, Final
@@ -15,6 +14,7 @@ import grpc
 
 from cantata.grammars import messages
 from cantata.grammars.messages import METHODS
+from tests.fuzz.http2_frames import exchange_frames
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.target import CONTROLLED, FuzzedServer
 
@@ -38,20 +38,20 @@ class GrpcMessages:
     """Cases over gRPC, on one channel."""
 
     def __init__(self, server: FuzzedServer) -> None:
-        self._server = server
+        self._port = server.ports["gRPC"]
         self._channel = grpc.insecure_channel(f"127.0.0.1:{server.ports['gRPC']}")
         self._paths = [path for path in METHODS if path not in _NEVER_CALLED]
 
     def run_case(self, random: Random) -> str:
         """Send what `random` makes; returns what was wrong with the answer, empty where nothing was."""
         mutator = Mutator(random)
-        if mutator.happens(0.05):
-            return self._frames(mutator)
         path = _INFER_SERVICE + "ModelInfer" if mutator.happens(0.5) else mutator.choice(self._paths)
         if mutator.happens(0.15):
             path = _INFER_SERVICE + "ModelStreamInfer"
         method = METHODS[path]
         sent = [_message(mutator, path) for _ in range(mutator.choice((1, 1, 2, 5)))]
+        if mutator.happens(0.3):
+            return exchange_frames(self._port, path, sent[0], mutator)
         if method.is_request_streamed or method.is_response_streamed:
             return self._streamed(path, sent)
         return self._unary(path, sent[0], mutator)
@@ -96,19 +96,6 @@ class GrpcMessages:
                 pass
         except grpc.RpcError as error:
             return _verdict(error, path, sent)
-        return ""
-
-    def _frames(self, mutator: Mutator) -> str:
-        """Bytes that begin as HTTP/2 does, and are not."""
-        opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
-        data = mutator.data(opening + mutator.noise(200))
-        with socket.create_connection(("127.0.0.1", self._server.ports["gRPC"]), _LONGEST_ANSWER_S) as sent:
-            try:
-                sent.sendall(data)
-                sent.settimeout(0.02)
-                sent.recv(65536)
-            except (TimeoutError, ConnectionError):
-                pass
         return ""
 
 
