@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from cantata import InferenceError, Server
+from cantata.runtime.options import ServerOptions
+from cantata.runtime.repository.control import ModelControlMode
+from cantata.runtime.server import Server as CoreServer
 from tests.support.model_files import ensemble_config, python_config, step_text, tensor_text, write_model
 from tests.support.onnx_models import add_sub_model, identity_model
 from tests.support.onnx_models import write_model as write_onnx
@@ -332,3 +335,28 @@ def test_an_ensemble_has_none_but_its_steps_do(tmp_path: Path) -> None:
     with Server(tmp_path) as server:
         assert server.core.statistics("model")[0].execution_count == 1
         assert server.core.statistics("pipeline")[0].execution_count == 0
+
+
+def test_an_instance_that_is_added_runs_the_samples_before_it_serves(tmp_path: Path) -> None:
+    samples = sample("s", 1, A="FP32 [1] zero_data: true")
+    directory = write_remembering(
+        tmp_path,
+        "model",
+        [tensor_text("A", dims="1")],
+        samples,
+        more='instance_group { count: 1 kind: KIND_CPU } parameters { key: "EXECUTION_ISOLATION" '
+        'value { string_value: "thread" } }',
+    )
+    options = ServerOptions((tmp_path,), model_control_mode=ModelControlMode.EXPLICIT, load_model=("model",))
+    core = CoreServer(options)
+    core.start()
+    try:
+        loaded = core.model("model")
+        config = directory / "config.pbtxt"
+        config.write_text(config.read_text().replace("count: 1 kind", "count: 3 kind"))
+        core.load_model("model")
+        [statistics] = core.statistics("model")
+        assert core.model("model") is loaded
+        assert statistics.execution_count == 3
+    finally:
+        core.close()
