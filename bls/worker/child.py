@@ -95,14 +95,25 @@ class _Host:
         self._direct.send((messages.STARTED, started))
         if self._instance is None:
             return
-        while (message := self._direct.receive())[0] != messages.STOP:
-            with self._line.open():
-                execution = self._execution(message)
-                # A plain `execute`: it is over when it returns.
-                self._instance.execute(execution)
-            self._direct.send(self._done(message[1], execution))
+        while self._run_next():
+            # Nothing of a batch is kept while the next one is waited for.
+            continue
         self._instance.close()
         self._reaper.close()
+
+    def _run_next(self) -> bool:
+        """Run the next batch of the direct channel; False when there are no more."""
+        message = self._direct.receive()
+        if message[0] == messages.STOP:
+            return False
+        assert self._instance is not None
+        self._line.open()
+        execution = self._execution(message)
+        # A plain `execute`: it is over when it returns.
+        self._instance.execute(execution)
+        self._line.close()
+        self._direct.send(self._done(message[1], execution))
+        return True
 
     def read_events(self) -> None:
         """Take events until the server is gone, and end the process then."""

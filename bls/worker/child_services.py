@@ -7,8 +7,7 @@ all others go over the events channel.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cantata.bls.response_iterator import ResponseFeed
@@ -29,14 +28,13 @@ class DirectLine:
         self._channel = channel
         self._executing_thread = 0
 
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """While the server waits for the end of a batch that the current thread executes."""
+    def open(self) -> None:
+        """The server waits for the end of a batch that the current thread executes, until `close`."""
         self._executing_thread = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._executing_thread = 0
+
+    def close(self) -> None:
+        """It waits no more."""
+        self._executing_thread = 0
 
     @property
     def is_mine(self) -> bool:

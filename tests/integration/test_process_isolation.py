@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,24 @@ def children() -> list[psutil.Process]:
 
 
 @pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group below our own in which a process may take 200 MB; skips where none can be made."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    own = next((path for _, kinds, path in (line.split(":", 2) for line in lines) if kinds == "memory"), None)
+    group = Path(f"/sys/fs/cgroup/memory{own}/cantata-test-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group for memory can be made: {error}")
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(200 << 20))
+        yield group
+        eventually(lambda: not (group / "cgroup.procs").read_text())
+    finally:
+        group.rmdir()
+
+
+@pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """`obedient`, an ensemble of it, and `identity` in a process of its own."""
     write_obedient(tmp_path)
@@ -151,6 +170,16 @@ def test_large_tensors_cross(server: Server) -> None:
         assert np.array_equal(server.infer("identity", {"INPUT": tensor})["OUTPUT"], tensor)
     empty = np.zeros(0, np.float32)
     assert server.infer("identity", {"INPUT": empty})["OUTPUT"].shape == (0,)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_tensor_of_a_gigabyte_crosses(server: Server) -> None:
+    tensor = np.arange(256 << 20, dtype=np.float32)
+    assert np.array_equal(server.infer("identity", {"INPUT": tensor})["OUTPUT"], tensor)
+    [instance] = server.core.model("identity").scheduler.backend_instances()
+    # Nobody holds it any more: its memory is the system's again.
+    eventually(lambda: psutil.Process(instance.pid).memory_info().shared < 200 << 20)
 
 
 def test_results_that_a_caller_keeps_stay_as_they_are(server: Server) -> None:
@@ -252,6 +281,48 @@ class TestAProcessThatEnds:
         assert server.infer("identity", {"INPUT": [5]})["OUTPUT"].tolist() == [5.0]
         eventually(lambda: is_ready(server))
         assert order(server, ANSWER) > 0
+
+    def test_that_the_system_ends_when_memory_runs_out_is_replaced(
+        self, tmp_path: Path, memory_group: Path
+    ) -> None:
+        """Really: the process is moved into a control group with little memory, and takes more."""
+        grows = """
+def execute(self, requests):
+    import os
+    wanted = int(requests[0].inputs()[0].as_numpy()[0])
+    taken = bytearray(os.urandom(1)) * (wanted << 20)
+    return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([os.getpid()], np.float32))])]
+"""
+        write_model(tmp_path, "grows", python_config([IN], [OUT], extra=IN_PROCESS), grows)
+        write_identity(tmp_path, "identity", extra=IN_PROCESS)
+        with Server(tmp_path) as server:
+            first = order(server, 1, "grows")
+            (memory_group / "cgroup.procs").write_text(str(first))
+            with pytest.raises(InferenceError, match=r"killed by SIGKILL .*when memory runs out") as failure:
+                order(server, 400, "grows")
+            assert failure.value.code is StatusCode.UNAVAILABLE
+            assert server.infer("identity", {"INPUT": [5]})["OUTPUT"].tolist() == [5.0]
+            eventually(lambda: is_ready(server, "grows"))
+            assert order(server, 1, "grows") != first
+
+    def test_that_is_out_of_memory_by_its_own_limit_lives_on(self, tmp_path: Path) -> None:
+        grows = """
+def initialize(self, args):
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (64 << 30, 64 << 30))
+
+def execute(self, requests):
+    import os
+    taken = bytearray((int(requests[0].inputs()[0].as_numpy()[0])) << 30)
+    return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([os.getpid()], np.float32))])]
+"""
+        write_model(tmp_path, "grows", python_config([IN], [OUT], extra=IN_PROCESS), grows)
+        with Server(tmp_path) as server:
+            first = order(server, 0, "grows")
+            with pytest.raises(InferenceError, match="MemoryError") as failure:
+                order(server, 1000, "grows")
+            assert failure.value.code is StatusCode.INTERNAL
+            assert order(server, 0, "grows") == first
 
     def test_between_requests_is_replaced(self, server: Server) -> None:
         first = order(server, ANSWER)
@@ -469,12 +540,19 @@ def execute(self, requests):
         repository = tmp_path / "models"
         extra = parameter("EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/environment.tar.gz")
         write_model(repository, "packed", python_config([IN], [OUT], extra=extra), self.SAYS)
+        packed = tmp_path / "packed"
+        shutil.copytree(environment, packed, symlinks=True)
+        # As conda-pack leaves one: it repairs the paths of the machine that has packed the environment.
+        (packed / "bin" / "conda-unpack").write_text(
+            "import pathlib, sys\npathlib.Path(sys.prefix, 'repaired').touch()"
+        )
         archive = repository / "packed" / "environment.tar.gz"
-        subprocess.run(["tar", "-czf", archive, "-C", environment, "."], check=True)
+        subprocess.run(["tar", "-czf", archive, "-C", packed, "."], check=True)
         for _ in range(2):
             with Server(repository) as server:
                 assert server.infer("packed", {"INPUT": [1]})["OUTPUT"].tolist() == [42.0]
         assert len(list((tmp_path / "cache").rglob(".complete"))) == 1
+        assert len(list((tmp_path / "cache").rglob("repaired"))) == 1
 
     def test_without_numpy_is_refused(self, tmp_path: Path) -> None:
         venv.create(tmp_path / "bare", symlinks=True)
