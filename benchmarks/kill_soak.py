@@ -40,7 +40,7 @@ from cantata.runtime.response import InferenceResponse
 from cantata.runtime.server import Server
 from cantata.runtime.tensor import tensor_of_array
 
-TIMEOUT_S = 1.0
+TIMEOUT_S = 2.0
 ANSWERED_WITHIN_S = 60
 # Two of each kind: one with a single instance, one with two.
 KINDS = ("plain", "coroutine", "stream")
@@ -253,8 +253,10 @@ def problems_of(soak: Soak, before: dict[str, int], after: dict[str, int]) -> li
     lines = [line for line in soak.ledger_lines() if line[2] != "finalize"]
     ended = {line[0] for line in lines} | {str(pid) for pid in soak.killed_outside}
     counted = soak.counters()
-    if counted["deaths"] != len(ended):
-        problems.append(f"{counted['deaths']} ends were counted, not {len(ended)}")
+    # On a machine that is busy a request may take longer than its model's limit by itself.
+    too_slow = max(0, counted["timeouts"] - sum(int(line[1]) == SPIN for line in lines))
+    if counted["deaths"] != len(ended) + too_slow:
+        problems.append(f"{counted['deaths']} ends were counted, not {len(ended)} and {too_slow} too slow")
     # Threads are kept for the most instances that ever ran at once; memory is what the allocator keeps.
     for name, slack in {"descriptors": 2, "threads": 24, "children": 0, "files in /dev/shm": 0}.items():
         if after[name] > before[name] + slack:
@@ -266,7 +268,7 @@ def problems_of(soak: Soak, before: dict[str, int], after: dict[str, int]) -> li
 
 def run(kills: int, clients: int, seed: int, say: Callable[[str], None]) -> list[str]:
     """What is wrong after `kills` ends; nothing, let us hope."""
-    logging.getLogger("cantata").setLevel(logging.CRITICAL)
+    children_before = len(psutil.Process().children())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         soak = Soak(folder, seed)
@@ -301,8 +303,8 @@ def run(kills: int, clients: int, seed: int, say: Callable[[str], None]) -> list
         left = resources(folder)
         lines = soak.ledger_lines()
         ends = soak.ends()
-    if left["children"]:
-        problems.append(f"{left['children']} processes are left of a server that is closed")
+    if left["children"] > children_before:
+        problems.append(f"{left['children'] - children_before} processes are left of a server that is closed")
     how = Counter(" ".join(line[1:]) for line in lines)
     say(
         f"{ends} ends in {took_s:.0f} s ({len(soak.killed_outside)} from outside; by themselves: {dict(how)})"
@@ -321,6 +323,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    logging.getLogger("cantata").setLevel(logging.CRITICAL)
     # What killed models say on their way out.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         problems = run(options.kills, options.clients, options.seed, lambda text: print(text, flush=True))
