@@ -208,6 +208,7 @@ class InferenceRequest:
         "responded_ns",
         "response_count",
         "sender",
+        "sequence",
         "started_ns",
         "states",
         "timeout_us",
@@ -215,6 +216,9 @@ class InferenceRequest:
         "trace",
         "waiting",
     )
+
+    # What its scheduler knows of the sequence that it is part of; set, and there at all, only where there is one.
+    sequence: object
 
     def __init__(
         self,

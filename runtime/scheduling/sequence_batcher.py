@@ -120,9 +120,11 @@ class SequenceBatcher:
 
         Any lane may have become ready.
         """
-        if not self._table.cancelled(request):
-            for lane in self._lanes:
-                lane.cancelled(request, now_ns)
+        sequence = self._table.sequence_of(request)
+        if sequence.lane != BACKLOG:
+            self._lanes[sequence.lane].cancelled(request, sequence, now_ns)
+        elif sequence.waiting and sequence.waiting[0] is request:
+            self._table.cancelled(sequence)
 
     def expire(self, now_ns: int) -> None:
         """End the sequences that are idle, and drop those that have waited too long for a slot.

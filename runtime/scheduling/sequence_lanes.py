@@ -47,7 +47,7 @@ class Lane(Protocol):
     def closed(self, sequence: Sequence, now_ns: int) -> None:
         """A sequence in one of the slots has been closed other than by a request."""
 
-    def cancelled(self, request: InferenceRequest, now_ns: int) -> None:
+    def cancelled(self, request: InferenceRequest, sequence: Sequence, now_ns: int) -> None:
         """Nobody waits for `request` any more, and it has not begun: if it is a sequence's next, that is dropped."""
 
     def queued(self) -> int:
@@ -127,8 +127,9 @@ class DirectLane:
         if not sequence.waiting and self._slots[sequence.slot] is sequence:
             self._release(sequence.slot, now_ns)
 
-    def cancelled(self, request: InferenceRequest, now_ns: int) -> None:
-        self._drop_abandoned(now_ns)
+    def cancelled(self, request: InferenceRequest, sequence: Sequence, now_ns: int) -> None:
+        if sequence.waiting and sequence.waiting[0] is request:
+            self._drop_abandoned(now_ns)
 
     def queued(self) -> int:
         return 0
@@ -303,16 +304,13 @@ class OldestLane:
         if not self._is_busy[sequence.slot]:
             self._go_on(sequence, now_ns)
 
-    def cancelled(self, request: InferenceRequest, now_ns: int) -> None:
-        turn = self._issued.get(request)
-        if turn is not None:
+    def cancelled(self, request: InferenceRequest, sequence: Sequence, now_ns: int) -> None:
+        if request in self._issued:
             self._batcher.remove(request)
             self._drop_issued(request, DropReason.CANCELLED, DropReason.CANCELLED, now_ns)
-            return
-        for sequence in self.sequences():
-            if sequence.waiting and sequence.waiting[0] is request:
-                self._table.drop(sequence, DropReason.CANCELLED, DropReason.CANCELLED)
-                self.closed(sequence, now_ns)
+        elif sequence.waiting and sequence.waiting[0] is request:
+            self._table.drop(sequence, DropReason.CANCELLED, DropReason.CANCELLED)
+            self.closed(sequence, now_ns)
 
     def queued(self) -> int:
         return len(self._batcher)

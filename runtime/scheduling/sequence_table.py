@@ -151,7 +151,7 @@ class SequenceTable:
 
         Raises InferenceError when it belongs to none.
         """
-        sequence = self._sequence_of(request)
+        sequence = self._live_sequence_of(request)
         is_placed = False
         if sequence is None:
             sequence = Sequence(request.correlation_id)
@@ -170,6 +170,7 @@ class SequenceTable:
     def append(self, sequence: Sequence, request: InferenceRequest, now_ns: int) -> None:
         """Queue one more request of a live sequence, or the next iteration of one."""
         sequence.waiting.append(request)
+        request.sequence = sequence
         self.waiting_count += 1
         if sequence.lane == BACKLOG:
             self._note_expiry(sequence, request, now_ns)
@@ -208,18 +209,18 @@ class SequenceTable:
             return True
         return False
 
-    def cancelled(self, request: InferenceRequest) -> bool:
-        """Drop the sequence that waits for a slot and whose next request is `request`; False where there is none."""
-        sequence = self._live.get(request.correlation_id)
-        if sequence is None or sequence not in self._backlog or sequence.waiting[0] is not request:
-            # It may have got its last request, or there may be a newer one of that name.
-            waiting = (each for each in self._backlog if each.waiting[0] is request)
-            sequence = next(waiting, None)
-        if sequence is None:
-            return False
+    def sequence_of(self, request: InferenceRequest) -> Sequence:
+        """The sequence of a request that has been admitted."""
+        sequence = request.sequence
+        assert isinstance(sequence, Sequence)
+        return sequence
+
+    def cancelled(self, sequence: Sequence) -> None:
+        """Drop a sequence whose next request is cancelled, if it waits for a slot."""
+        if sequence not in self._backlog:
+            return
         del self._backlog[sequence]
         self.drop(sequence, DropReason.CANCELLED, DropReason.CANCELLED)
-        return True
 
     def next_for_slot(self, lane: int, slot: int, now_ns: int) -> Sequence | None:
         """A slot is free: the sequence that gets it, or None, and it stays free."""
@@ -290,7 +291,7 @@ class SequenceTable:
         waiting = sum(len(sequence.waiting) for sequence in (*slotted, *self._backlog))
         assert self.waiting_count == waiting
 
-    def _sequence_of(self, request: InferenceRequest) -> Sequence | None:
+    def _live_sequence_of(self, request: InferenceRequest) -> Sequence | None:
         """The live sequence of a request, or None when it starts one."""
         correlation_id = request.correlation_id
         if not correlation_id:
