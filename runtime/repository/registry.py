@@ -51,7 +51,8 @@ class ModelEntry:
         return sorted(number for number, version in self.versions.items() if version.is_ready)
 
 
-_NOTHING = ModelEntry()
+_NOTHING: Final = ModelEntry()
+_UNLOADED: Final = ModelEntry(is_unloaded=True)
 DUPLICATED: Final = "model appears in two or more repositories"
 
 
@@ -87,10 +88,12 @@ class Registry:
     def entry(self, name: str) -> ModelEntry:
         """All that is known of a model, by its identifier or as the only one of a name; empty for one that is not."""
         entry = self._models.get(name)
-        if entry is None:
-            named = self._named(name)
-            entry = self._models[named[0]] if len(named) == 1 else _NOTHING
-        return entry
+        if entry is not None:
+            return entry
+        named = self._named(name)
+        if len(named) == 1:
+            return self._models[named[0]]
+        return _NOTHING if named or not identifiers_named(name, self._models) else _UNLOADED
 
     def is_known(self, name: str) -> bool:
         """Whether the model was ever loaded, or tried to be."""
@@ -192,11 +195,9 @@ class Registry:
         named = self._named(name)
         if len(named) > 1:
             return invalid_argument(ambiguity(name, len(named)))
-        if not self.is_known(name) and not identifiers_named(name, self._models):
-            return invalid_argument(f"{unknown} is not found")
         entry = self.entry(name)
         if entry is _NOTHING:
-            entry = ModelEntry(is_unloaded=True)
+            return invalid_argument(f"{unknown} is not found")
         if entry.is_unloaded:
             return not_found(f"Identifier of model '{name}' is not found in global map")
         if version == -1:

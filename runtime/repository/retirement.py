@@ -24,7 +24,7 @@ _PATIENCE_S: Final = 30.0
 
 
 class Retirement:
-    """Closes versions that were replaced or unloaded. `_lock` guards `_holders`, `_leaving` and `_threads`."""
+    """Closes versions that were replaced or unloaded. `_lock` guards its attributes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -32,6 +32,8 @@ class Retirement:
         self._holders: Counter[ModelVersion] = Counter()
         # Versions that are to be closed when nobody holds them.
         self._leaving: set[ModelVersion] = set()
+        # Versions whose requests are waited for, each by a thread; whoever takes one out of here closes it.
+        self._draining: set[ModelVersion] = set()
         self._threads: set[threading.Thread] = set()
 
     def hold(self, versions: Iterable[ModelVersion]) -> None:
@@ -70,6 +72,10 @@ class Retirement:
             version.scheduler.stop()
         for thread in threads:
             thread.join(max(0.0, (deadline_ns - monotonic_ns()) / 1e9))
+        with self._lock:
+            stuck, self._draining = self._draining, set()
+        all_ended = all_ended and not stuck
+        remaining += stuck
         # An ensemble goes before the models that its steps call.
         for version in sorted(remaining, key=_depth, reverse=True):
             _close(version)
@@ -82,6 +88,8 @@ class Retirement:
         return free
 
     def _start(self, versions: list[ModelVersion]) -> None:
+        with self._lock:
+            self._draining.update(versions)
         for version in versions:
             self._run(partial(self._drain, version), f"cantata-unload-{version.name}")
 
@@ -102,7 +110,11 @@ class Retirement:
     def _drain(self, version: ModelVersion) -> None:
         version.scheduler.stop()
         self._wait_for_answers(version)
-        _close(version)
+        with self._lock:
+            is_closed = version not in self._draining
+            self._draining.discard(version)
+        if not is_closed:
+            _close(version)
         with self._lock:
             self._holders.subtract(version.depends_on)
             del self._holders[version]

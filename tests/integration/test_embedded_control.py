@@ -36,7 +36,7 @@ def test_models_are_loaded_and_unloaded_by_name(repository: Path) -> None:
         server.unload_model("over", unload_dependents=True)
         assert server.repository_index(ready_only=True) == []
         with pytest.raises(InferenceError, match="not found in global map"):
-            server.is_ready("constant")
+            value(server)
 
 
 @pytest.mark.parametrize("prefix", ["", "file:"])
