@@ -33,6 +33,7 @@ from cantata.runtime.observe.statistics import REASON_OTHER, ComputeTimes, Stati
 from cantata.runtime.request import EXPIRED, SEQUENCE_END, SEQUENCE_START, InferenceRequest
 from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.scheduling.expiry import Expiries
+from cantata.runtime.scheduling.flight import Flight
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
 from cantata.runtime.scheduling.step_limits import StepLimits
 from cantata.runtime.scheduling.timer import Timer
@@ -141,7 +142,7 @@ class EnsembleScheduler:
             self._times.count(received_ns, queued_ns, spans, last, end_ns)
             if self._statistics.latencies is not None:
                 self._statistics.tell_latencies(request, queued_ns, times, end_ns)
-        if request.trace is not None or isinstance(request.sender, _StepSender):
+        if request.trace is not None or isinstance(request.sender, _StepSender | Flight):
             times.path = path_phases(received_ns, queued_ns, last, end_ns)
 
     def count_first_response(self, request: InferenceRequest) -> None:

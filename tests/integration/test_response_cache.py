@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import http.client
+import json
 import os
 import shutil
 import subprocess
@@ -322,8 +325,8 @@ def test_the_metrics_tell_of_the_cache(tmp_path: Path) -> None:
     assert f"nv_inference_request_summary_us_count{labels}" not in values
 
 
-def test_equal_requests_at_the_same_time_run_once(tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+def write_slow(repository: Path, gate: Path) -> None:
+    """A cached identity model that answers once there is a file `gate`."""
     execute = f"""
     def execute(self, requests):
         while not pathlib.Path({str(gate)!r}).exists():
@@ -331,16 +334,45 @@ def test_equal_requests_at_the_same_time_run_once(tmp_path: Path) -> None:
         return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", r.inputs()[0].as_numpy())]) for r in requests]
     """
     config = python_config([INPUT], [OUTPUT], extra=CACHED)
-    directory = write_model(tmp_path / "models", "slow", config, execute)
-    path = directory / "1" / "model.py"
+    path = write_model(repository, "slow", config, execute) / "1" / "model.py"
     path.write_text("import pathlib\nimport time\n" + path.read_text())
+
+
+def wait_for_requests(server: Any, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while server.model("slow").scheduler.in_flight < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_client_that_leaves_takes_no_equal_request_with_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = tmp_path / "gate"
+    write_slow(tmp_path / "models", gate)
+    with wire_server(tmp_path / "models", cache_config=LOCAL) as ports:
+        body = json.dumps({"INPUT": 4.0})
+        leaving, staying = (http.client.HTTPConnection("127.0.0.1", ports.http, timeout=60) for _ in range(2))
+        leaving.request("POST", "/v2/models/slow/generate", body)
+        wait_for_requests(ports.server, 1)
+        staying.request("POST", "/v2/models/slow/generate", body)
+        wait_for_requests(ports.server, 2)
+        leaving.close()
+        gate.touch()
+        answer = json.loads(staying.getresponse().read())
+        staying.close()
+    gc.collect()
+    assert answer["OUTPUT"] == 4.0
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_equal_requests_at_the_same_time_run_once(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    write_slow(tmp_path / "models", gate)
     with Server(tmp_path / "models", cache_config=LOCAL) as server, ThreadPoolExecutor(8) as executor:
         inputs = {"INPUT": np.ones(1, np.float32)}
         calls = [executor.submit(server.infer, "slow", inputs) for _ in range(8)]
-        deadline = time.monotonic() + 60
-        while server.core.model("slow").scheduler.in_flight < 8:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_for_requests(server.core, 8)
         gate.touch()
         assert [call.result()["OUTPUT"].item() for call in calls] == [1.0] * 8
         [statistics] = server.core.statistics("slow")

@@ -139,7 +139,7 @@ class GenerateEndpoints:
     async def _responses(self, request: Request) -> AsyncIterator[ResponseStream]:
         """Submit what `request` says; the inference is cancelled when the client goes or the block is left early."""
         inference, stream = await self._prepared(request)
-        watcher = asyncio.ensure_future(_cancel_on_disconnect(request, inference))
+        watcher = asyncio.ensure_future(_cancel_on_disconnect(request, inference, stream))
         try:
             with self._server.workers.collecting() as work:
                 tracer = self._server.tracer
@@ -175,10 +175,10 @@ class GenerateEndpoints:
         return inference, stream
 
 
-async def _cancel_on_disconnect(request: Request, inference: InferenceRequest) -> None:
+async def _cancel_on_disconnect(
+    request: Request, inference: InferenceRequest, stream: ResponseStream
+) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     inference.cancellation.cancel()
-    sender = inference.sender
-    assert isinstance(sender, ResponseStream)
-    sender.release()
+    stream.release()
