@@ -17,7 +17,7 @@ ENSEMBLES = Path(__file__).parents[2] / "examples" / "ensembles"
 EXAMPLES = sorted(path.name for path in ENSEMBLES.iterdir() if (path / "client.py").exists())
 
 # The examples that ask for more than one model of theirs, and what to add to their client's command line.
-VARIANTS = {"ocr": [["--model", name] for name in ("ocr", "ocr_bls", "ocr_pipeline")]}
+VARIANTS = {"ocr": [["--model", name, "--timeline"] for name in ("ocr", "ocr_bls", "ocr_pipeline")]}
 
 
 @pytest.fixture(scope="module", params=EXAMPLES)
