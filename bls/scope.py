@@ -92,6 +92,12 @@ class Request:
         return inherited
 
     @property
+    def trace_headers(self) -> Mapping[str, str]:
+        """What tells other services that their work is part of this request's trace; empty where it is not traced."""
+        context = self._request.trace().context
+        return {} if context is None else json.loads(context)
+
+    @property
     def seconds_left(self) -> float | None:
         """How long somebody waits for the answer, by the client's deadline or the request's timeout.
 

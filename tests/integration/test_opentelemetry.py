@@ -68,10 +68,13 @@ async def execute(self, requests):
             for answer in await asyncio.gather(*calls)]
 """
 PIPELINE = """
+import json
 from cantata import bls
 
 @bls.model(inputs={"INPUT": bls.FP32[-1]}, outputs={"OUTPUT": bls.FP32[-1], "CONTEXT": bls.BYTES[-1]})
 async def pipeline(INPUT):
+    if INPUT[0] == 2:
+        return {"OUTPUT": INPUT, "CONTEXT": [json.dumps(dict(bls.request().trace_headers))]}
     return dict(await bls.call("leaf", INPUT=INPUT))
 """
 CALLERS = ("caller", "caller_process", "async_caller", "pipeline", "pipeline_process")
@@ -229,6 +232,13 @@ def test_every_way_of_calling_is_part_of_the_caller_s_trace(
     spans = collector.trace_of(request_id)
     assert named(spans, "leaf").parent == named(spans, model).id
     assert told == (named(spans, "leaf").trace_id, named(spans, "leaf").id)
+
+
+@pytest.mark.parametrize("model", ["pipeline", "pipeline_process"])
+def test_a_pipeline_can_tell_other_services(running: Served, collector: Collector, model: str) -> None:
+    told = context_in(infer(running, triton_http, model, 2, request_id=f"headers of {model}"))
+    span = named(collector.trace_of(f"headers of {model}"), model)
+    assert told == (span.trace_id, span.id)
 
 
 def test_a_request_that_is_part_of_a_trace_stays_so(
