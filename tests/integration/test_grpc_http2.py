@@ -98,7 +98,7 @@ def test_frames_of_unknown_kinds_are_ignored_and_pings_answered(client: Http2Cli
 
 
 @pytest.mark.parametrize("size", [40, 20_000, 3_000_000])
-@pytest.mark.parametrize("frame_size", [1000, 16_384, 1 << 20])
+@pytest.mark.parametrize("frame_size", [1000, 16_384, (1 << 18) - 5, 1 << 20])
 def test_large_messages_come_and_go_in_frames_of_any_size(
     front_end: GrpcServer, size: int, frame_size: int
 ) -> None:

@@ -6,6 +6,7 @@ that carries them. Everything here runs on the loop's thread.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from struct import Struct
@@ -24,6 +25,8 @@ from cantata.runtime.frontends.grpc.http2.header_blocks import Header
 from cantata.runtime.frontends.grpc.http2.response_headers import KNOWN_END, KNOWN_START, ResponseHeaders
 from cantata.runtime.frontends.grpc.message_assembly import PREFIX, PREFIX_SIZE, Message, MessageAssembly
 from cantata.runtime.frontends.grpc.request_head import Metadata, RequestHead
+
+_log = logging.getLogger("cantata.grpc")
 
 # A whole answer around its message, in the usual case: HEADERS with two bytes, the header of DATA and the message's
 # prefix; then HEADERS with one byte. Lengths are in two parts, as in frames.
@@ -141,6 +144,8 @@ class Call:
 
     def receive(self, data: bytes, start: int, end: int) -> None:
         """Take the call's next bytes, `data[start:end]`."""
+        if self.is_over:
+            return
         if self._assembly is None:
             if end - start >= PREFIX_SIZE:
                 flag, size = PREFIX.unpack_from(data, start)
@@ -309,10 +314,12 @@ class Call:
                 )
             if message.is_compressed:
                 data = decompressed(data, self.head.encoding, self._connection.max_decompressed_size)
+            self.reader.on_message(data)
         except MessageError as error:
             self.abort(error.code, str(error))
-        else:
-            self.reader.on_message(data)
+        except Exception as error:
+            _log.exception("gRPC: a message of '%s' could not be taken", self.head.path.decode("latin-1"))
+            self.abort(codes.INTERNAL, f"{type(error).__name__}: {error}")
 
     def _write_start(self) -> None:
         self._has_started = True

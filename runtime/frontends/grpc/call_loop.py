@@ -171,7 +171,12 @@ class CallLoop:
             call.deadline_ns = monotonic_ns() + max(1, head.timeout_ns)
             assert self._loop is not None
             call.deadline_timer = self._loop.call_later(head.timeout_ns / 1e9, call.expired)
-        reader = route(call)
+        try:
+            reader = route(call)
+        except Exception as error:
+            _log.exception("gRPC: a call of '%s' could not be taken", head.path.decode("latin-1"))
+            call.abort(codes.INTERNAL, f"{type(error).__name__}: {error}")
+            return
         if not call.is_over:
             call.reader = reader
 
@@ -227,7 +232,11 @@ class CallLoop:
         if self._unsent:
             unsent, self._unsent = self._unsent, []
             for connection in unsent:
-                connection.flush()
+                try:
+                    connection.flush()
+                except Exception:
+                    _log.exception("gRPC: a connection could not be written to")
+                    connection.abort()
 
     def _run_posted(self) -> None:
         # First: whoever posts from here on tells the loop again.

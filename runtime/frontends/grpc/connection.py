@@ -63,6 +63,8 @@ MAX_UNREAD_ANSWERS: Final = 1000
 
 # Frames of DATA that are longer, and not there in full, are read into their message's memory.
 _DIRECT_SIZE: Final = 16 << 10
+# The beginnings of frames up to this length are kept beside the buffer, which must have room for more.
+_LONGEST_REST: Final = 64 << 10
 # Heads of requests that are remembered by their bytes.
 _REMEMBERED_HEADS: Final = 64
 # Writes up to this size are joined; larger ones are handed to the socket piece by piece.
@@ -133,7 +135,6 @@ class Connection(asyncio.BufferedProtocol):
         self._waiting: dict[int, Call] = {}
         self._unsent: list[bytes | memoryview] = []
         self._is_closing = False
-        self._is_lost = False
         # Once set, no more calls are taken.
         self._is_draining = False
         self._unread_answers = 0
@@ -148,7 +149,7 @@ class Connection(asyncio.BufferedProtocol):
         self._owner.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_lost = self._is_closing = True
+        self._is_closing = True
         self._liveness.stop()
         self._unsent.clear()
         self._target = None
@@ -231,7 +232,7 @@ class Connection(asyncio.BufferedProtocol):
             raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "a frame is too long")
         start = position + FRAME_HEADER_SIZE
         missing = start + length - len(data)
-        if missing < _DIRECT_SIZE:
+        if missing < _DIRECT_SIZE and length <= _LONGEST_REST:
             return position
         call = self.calls.get(stream_id)
         if kind == DATA and self._block is None and call is not None and not flags & PADDED:
@@ -525,7 +526,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _control(self, data: bytes | memoryview) -> None:
         """Send bytes that are the connection's own."""
-        if self._is_lost:
+        if self._is_closing:
             return
         if not self._unsent:
             self._owner.has_unsent(self)
@@ -568,6 +569,15 @@ class Connection(asyncio.BufferedProtocol):
         """Whether a call is in flight."""
         return bool(self.calls)
 
+    @property
+    def standstill(self) -> object:
+        """What waits for the client to take it, as a value that changes when it does; None where nothing waits."""
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent and not self._waiting:
+            return None
+        waiting = tuple((number, call.send_window) for number, call in self._waiting.items())
+        return unsent, self.send_window, waiting
+
     def drain(self) -> None:
         """Take no more calls, and close when those in flight have ended."""
         if not self._is_draining and not self._is_closing:
@@ -591,6 +601,7 @@ class Connection(asyncio.BufferedProtocol):
             self._is_closing = True
             self.flush()
             self.transport.close()
+            self._liveness.closing()
 
     def abort(self) -> None:
         """Cut the connection off."""

@@ -51,6 +51,8 @@ class GrpcOptions:
     max_connections: int = 10_000
     max_connection_idle: int = 0
     handshake_timeout: int = 60_000
+    # For how long a client may take nothing of the answers that wait for it; 0 for no limit.
+    write_timeout: int = 300_000
 
     @property
     def compresses(self) -> bool:

@@ -16,6 +16,8 @@ from cantata.runtime.frontends.grpc.options import GrpcOptions
 _PING: Final = b"cantata?"
 # A client with no calls may ask as often as this without `keepalive_permit_without_calls`, in seconds; as in C-core.
 _IDLE_PING_INTERVAL_S: Final = 7200.0
+# How long a client may take to read the last of what was sent.
+_CLOSING_MS: Final = 60_000
 # By how much connections' ages differ, so that they do not all end at once.
 _AGE_JITTER: Final = 0.1
 
@@ -29,6 +31,10 @@ class LivingConnection(Protocol):
     @property
     def last_call(self) -> int:
         """The number of the call that was made last."""
+
+    @property
+    def standstill(self) -> object:
+        """What waits for the client to take it, as a value that changes when it does; None where nothing waits."""
 
     def ping(self, payload: bytes) -> None: ...
 
@@ -84,6 +90,8 @@ class Liveness:
             self._call_later("age", options.max_connection_age * jitter, self._grow_old)
         if options.max_connection_idle:
             self._call_later("idle", options.max_connection_idle, self._look_for_calls, 0)
+        if options.write_timeout:
+            self._call_later("stall", options.write_timeout, self._look_for_stall, None)
 
     def established(self) -> None:
         """The client has said that it speaks HTTP/2."""
@@ -97,6 +105,10 @@ class Liveness:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+
+    def closing(self) -> None:
+        """The connection closes once the client has read what was written, for which it has so long."""
+        self._call_later("close", _CLOSING_MS, self._connection.abort)
 
     def received(self) -> None:
         """Something came."""
@@ -162,6 +174,14 @@ class Liveness:
             self._call_later("idle", idle_ms, self._look_for_calls, connection.last_call)
         else:
             connection.drain()
+
+    def _look_for_stall(self, before: object) -> None:
+        """Cut off a client that takes nothing for `write_timeout`, or for up to twice as long."""
+        now = self._connection.standstill
+        if now is not None and now == before:
+            self._connection.abort()
+        else:
+            self._call_later("stall", self._options.write_timeout, self._look_for_stall, now)
 
     def _call_later(
         self, name: str, delay_ms: float, action: Callable[..., None], *arguments: object
