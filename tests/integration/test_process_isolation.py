@@ -225,6 +225,52 @@ def execute(self, requests):
     assert ("cantata.model.says", logging.WARNING, "from afar") in caplog.record_tuples
 
 
+CALLS = """
+REQUESTS
+    responses = []
+    for request in requests:
+        name = {0: "nobody", 1: "many", 2: "identity"}[int(request.inputs()[0].as_numpy()[0])]
+        call = pb_utils.InferenceRequest(
+            model_name=name,
+            inputs=[pb_utils.Tensor("INPUT", np.ones(1, np.float32))],
+            requested_output_names=["OUTPUT"],
+        )
+        answer = CALL
+        error = answer.error() if answer.has_error() else pb_utils.TritonError("none")
+        responses.append(pb_utils.InferenceResponse(error=error))
+    return responses
+"""
+
+
+@pytest.mark.parametrize(
+    ("execute", "call"),
+    [
+        ("def execute(self, requests):", "call.exec()"),
+        ("async def execute(self, requests):", "await call.async_exec()"),
+    ],
+    ids=["waiting", "awaiting"],
+)
+def test_a_call_is_refused_as_it_is_on_a_thread(tmp_path: Path, execute: str, call: str) -> None:
+    code = CALLS.replace("REQUESTS", execute).replace("CALL", call)
+    write_model(tmp_path, "on_thread", python_config([IN], [OUT]), code)
+    write_model(tmp_path, "in_process", python_config([IN], [OUT], extra=IN_PROCESS), code)
+    write_model(
+        tmp_path, "many", python_config([IN], [OUT], decoupled=True), "def execute(self, requests): pass"
+    )
+    write_identity(tmp_path, "identity")
+    with Server(tmp_path) as server:
+        for callee, text in enumerate(
+            ("Model 'nobody' is not ready", "use 'decoupled=True' argument", "none")
+        ):
+            errors = []
+            for caller in ("on_thread", "in_process"):
+                with pytest.raises(InferenceError) as failure:
+                    order(server, callee, caller)
+                errors.append((failure.value.code, failure.value.message))
+            assert errors[0] == errors[1]
+            assert text in errors[0][1]
+
+
 def test_a_model_completes_its_configuration_in_a_process_of_its_own(tmp_path: Path) -> None:
     code = """
 @staticmethod
