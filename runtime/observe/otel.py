@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, internal_error, invalid_argument
@@ -134,54 +134,61 @@ class _SpanForm:
 
     def spans(self, trace: RequestTrace, request: InferenceRequest, sink: SpanSink) -> list[ReadableSpan]:
         """The spans of a request that has ended, innermost first."""
-        state = self._state.from_header([sink.parent.state] if sink.parent is not None else [])
-        offset_ns = sink.wall_offset_ns
-        timed = TIMESTAMPS in trace.settings.levels
-
-        def context(span_id: int, is_remote: bool = False) -> SpanContext:
-            return self._context(sink.trace_id, span_id, is_remote, self._sampled, state)
-
-        def span(
-            name: str,
-            span_id: int,
-            parent: SpanContext | None,
-            limits: tuple[int, int],
-            moments: list[Moment],
-            attributes: dict[str, Any] | None = None,
-        ) -> ReadableSpan:
-            return self._span(
-                name=name,
-                context=context(span_id),
-                parent=parent,
-                resource=self._resource,
-                attributes=attributes or {},
-                events=[self._event(name, timestamp=ns + offset_ns) for name, ns in moments if timed],
-                kind=self._kind,
-                status=self._fine if trace.error is None else self._status(self._error, str(trace.error)),
-                start_time=limits[0] + offset_ns,
-                end_time=limits[1] + offset_ns,
-                instrumentation_scope=self._scope,
-            )
-
         made: list[ReadableSpan] = []
         computed = computing(trace, request)
-        own = context(trace.span_id)
         if computed:
-            limits = computed[0][1], computed[-1][1] if len(computed) > 1 else trace.answered_ns
-            made.append(span("compute", new_span_id(), own, limits, computed))
-        outer = context(sink.root_span_id if trace.parent is None else trace.parent.span_id)
+            ends_ns = computed[-1][1] if len(computed) > 1 else trace.answered_ns
+            part = _Part("compute", new_span_id(), trace.span_id, computed[0][1], ends_ns, computed)
+            made.append(self._made(part, trace, sink))
+        outer_id = sink.root_span_id if trace.parent is None else trace.parent.span_id
         # The sending of its answer is the front-end's part.
         moments = [*queueing(trace, request), ("REQUEST_END", trace.answered_ns)]
-        limits = trace.begun_ns, trace.answered_ns
-        made.append(
-            span(request.model_name, trace.span_id, outer, limits, moments, _attributes(trace, request))
-        )
+        part = _Part(request.model_name, trace.span_id, outer_id, trace.begun_ns, trace.answered_ns, moments)
+        made.append(self._made(part, trace, sink, _attributes(trace, request)))
         if trace.parent is None:
-            parent = None if sink.parent is None else context(sink.parent.span_id, is_remote=True)
-            limits = request.received_ns, trace.ended_ns
             moments = [*arrival(trace, request), *departure(trace)]
-            made.append(span("InferRequest", sink.root_span_id, parent, limits, moments))
+            parent_id = 0 if sink.parent is None else sink.parent.span_id
+            part = _Part(
+                "InferRequest", sink.root_span_id, parent_id, request.received_ns, trace.ended_ns, moments
+            )
+            made.append(self._made(part, trace, sink))
         return made
+
+    def _made(
+        self, part: _Part, trace: RequestTrace, sink: SpanSink, attributes: dict[str, Any] | None = None
+    ) -> ReadableSpan:
+        offset_ns = sink.wall_offset_ns
+        is_timed = TIMESTAMPS in trace.settings.levels
+        # The client's own span, if it has named one, is the only one from elsewhere.
+        is_remote = part.id == sink.root_span_id
+        return self._span(
+            name=part.name,
+            context=self._context_of(sink, part.id),
+            parent=self._context_of(sink, part.parent_id, is_remote) if part.parent_id else None,
+            resource=self._resource,
+            attributes=attributes or {},
+            events=[self._event(name, timestamp=ns + offset_ns) for name, ns in part.moments if is_timed],
+            kind=self._kind,
+            status=self._fine if trace.error is None else self._status(self._error, str(trace.error)),
+            start_time=part.start_ns + offset_ns,
+            end_time=part.end_ns + offset_ns,
+            instrumentation_scope=self._scope,
+        )
+
+    def _context_of(self, sink: SpanSink, span_id: int, is_remote: bool = False) -> SpanContext:
+        state = self._state.from_header([sink.parent.state]) if sink.parent is not None else None
+        return self._context(sink.trace_id, span_id, is_remote, self._sampled, state)
+
+
+class _Part(NamedTuple):
+    """What becomes one span; `parent_id` 0 for none. Times are on the monotonic clock."""
+
+    name: str
+    id: int
+    parent_id: int
+    start_ns: int
+    end_ns: int
+    moments: list[Moment]
 
 
 def _attributes(trace: RequestTrace, request: InferenceRequest) -> dict[str, Any]:
