@@ -271,13 +271,16 @@ class Server:
     def is_model_ready(self, name: str, version: int = -1) -> bool:
         """Whether a version can serve; raises InferenceError for a model or version that does not exist.
 
-        A model that was unloaded is merely not ready: clients unload and then ask whether they have. See
-        `asks_for_readiness` on how long it takes.
+        A model that is not loaded, was unloaded or failed to load is merely not ready: clients unload and then ask
+        whether they have, and tools ask for each model of the index. See `asks_for_readiness` on how long it takes.
         """
         try:
             found = self._registry.find(name, version)
         except InferenceError as error:
-            if error.code is StatusCode.UNAVAILABLE or self._registry.entry(name).is_unloaded:
+            has_none = version == -1 and (
+                error.code is StatusCode.NOT_FOUND or self._registry.is_on_disk(name)
+            )
+            if has_none or error.code is StatusCode.UNAVAILABLE or self._registry.entry(name).is_unloaded:
                 return False
             raise
         return found.can_serve and found.says_ready()

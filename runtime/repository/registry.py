@@ -103,6 +103,10 @@ class Registry:
         """The models that were ever loaded, or tried to be."""
         return sorted(self._models)
 
+    def is_on_disk(self, name: str) -> bool:
+        """Whether the repositories hold a model of that name, loaded or not."""
+        return bool(identifiers_named(name, self._identifiers_on_disk))
+
     def identifiers_on_disk(self) -> frozenset[str]:
         """The models that the repositories hold."""
         return self._identifiers_on_disk

@@ -348,6 +348,15 @@ def test_models_are_loaded_changed_and_unloaded(repository: Path, protocol: str)
         wire_server(repository, model_control_mode=ModelControlMode.EXPLICIT) as ports,
         client_of(protocol, ports) as client,
     ):
+        # As Model Analyzer asks.
+        models = client.get_model_repository_index()
+        names = (
+            [model["name"] for model in models]
+            if protocol == "http"
+            else [model.name for model in models.models]
+        )
+        assert len(names) == len(list(repository.iterdir()))
+        assert [name for name in names if client.is_model_ready(name)] == []
         client.load_model("simple")
         with pytest.raises(InferenceServerException, match="failed to load"):
             client.load_model("simple", config='"parameters": {"config": {{"max_batch_size": "16"}}}')
