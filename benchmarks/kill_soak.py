@@ -247,6 +247,15 @@ def resources(folder: Path) -> dict[str, int]:
     }
 
 
+def resources_at_rest(folder: Path, children: int) -> dict[str, int]:
+    """As `resources`, once the processes of models that were reloaded have ended, and what they had is closed."""
+    deadline = time.monotonic() + 20
+    while len(psutil.Process().children()) > children and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    return resources(folder)
+
+
 def problems_of(soak: Soak, before: dict[str, int], after: dict[str, int]) -> list[str]:
     """What must not be, in words."""
     problems = soak.wrong[:20]
@@ -293,8 +302,7 @@ def run(kills: int, clients: int, seed: int, say: Callable[[str], None]) -> list
                 thread.join(2 * ANSWERED_WITHIN_S)
             took_s = time.monotonic() - began
             soak.settle()
-            time.sleep(1)
-            after = resources(folder)
+            after = resources_at_rest(folder, before["children"])
             problems = problems_of(soak, before, after)
             counted = soak.counters()
         finally:
