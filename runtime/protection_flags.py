@@ -101,6 +101,14 @@ PROTECTION_ROWS: Final[tuple[ProtectionRow, ...]] = (
         False,
     ),
     (
+        "grpc-write-timeout",
+        "integer",
+        "300000",
+        "milliseconds in which a client must take something of its answers; 0 for no limit",
+        "gRPC",
+        False,
+    ),
+    (
         "metrics-use-ssl",
         "boolean",
         "false",

@@ -338,6 +338,7 @@ def _grpc_options(flags: _Flags) -> GrpcOptions:
         max_connections=flags.limit("grpc-max-connections"),
         max_connection_idle=flags.limit("grpc-max-connection-idle"),
         handshake_timeout=flags.limit("grpc-handshake-timeout", 1),
+        write_timeout=flags.limit("grpc-write-timeout"),
     )
 
 

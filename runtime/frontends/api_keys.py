@@ -17,7 +17,9 @@ from cantata.runtime.frontends.restricted_api import CATEGORIES
 # The groups: those of the restricted APIs, and the metrics port.
 METRICS: Final = "metrics"
 KEY_GROUPS: Final = (*CATEGORIES, METRICS)
-REFUSAL: Final = "This API needs a key: send it as 'authorization: Bearer <key>' or as 'x-api-key: <key>', in headers or metadata"
+REFUSAL: Final = (
+    "This API needs a key: send 'authorization: Bearer <key>' or 'x-api-key: <key>' as a header or metadata"
+)
 
 _BEARER: Final = "bearer "
 _ALL: Final = "all"

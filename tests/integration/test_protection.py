@@ -24,6 +24,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton_http
 import tritonclient.http.aio as triton_http_aio
+from hpack import Encoder
 from tritonclient.utils import InferenceServerException
 
 from cantata.grammars import messages
@@ -447,6 +448,34 @@ def test_idle_and_half_open_connections_of_grpc_are_closed() -> None:
         with silent, own_channel(ports.grpc) as channel:
             assert channel.unary_unary(INFER_SERVICE + "ServerLive")(b"", timeout=20)
             wait_until(lambda: not is_established(ports.grpc))
+
+
+def test_who_does_not_take_the_answers_of_a_call_is_cut_off() -> None:
+    block = Encoder().encode(
+        [
+            *((":method", "POST"), (":scheme", "http"), (":path", INFER_SERVICE + "ModelInfer")),
+            *((":authority", "h"), ("te", "trailers"), ("content-type", "application/grpc")),
+        ]
+    )
+    message = vector_message(1 << 20)
+    body = b"\x00" + len(message).to_bytes(4, "big") + message
+    pieces = [body[start : start + 16384] for start in range(0, len(body), 16384)]
+    with ExitStack() as stack:
+        ports = stack.enter_context(protected("--grpc-write-timeout=500"))
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", ports.grpc), timeout=30))
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 4, 1, block))
+        for piece in pieces:
+            connection.sendall(frame(0, int(piece is pieces[-1]), 1, piece))
+        # The windows stay as they are: of a mebibyte, 64 KiB may be sent.
+        received = 0
+        with suppress(ConnectionError):
+            while more := connection.recv(65536):
+                received += len(more)
+        assert 65535 < received < 1 << 20
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
 
 def own_channel(port: int, **more: Any) -> grpc.Channel:

@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from cantata.runtime.frontends.grpc import codes
 from cantata.runtime.frontends.grpc.call import Call
+from cantata.runtime.frontends.grpc.call_heads import Block, CallHeads
 from cantata.runtime.frontends.grpc.http2 import frames
+from cantata.runtime.frontends.grpc.http2.frame_reader import MAX_FRAME_SIZE, FrameReader
 from cantata.runtime.frontends.grpc.http2.frames import (
     ACK,
-    CLIENT_PREFACE,
     CONTINUATION,
-    DATA,
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_WINDOW,
     END_HEADERS,
     END_STREAM,
-    FRAME_HEADER_SIZE,
     GOAWAY,
-    HAS_PRIORITY,
     HEADERS,
     LARGEST_WINDOW,
     PADDED,
     PING,
     PRIORITY,
+    PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
     SETTINGS_ACK,
@@ -39,34 +37,21 @@ from cantata.runtime.frontends.grpc.http2.frames import (
     ErrorCode,
     Setting,
 )
-from cantata.runtime.frontends.grpc.http2.header_blocks import (
-    HeaderBlockError,
-    HeaderDecoder,
-    HeaderListTooLargeError,
-)
+from cantata.runtime.frontends.grpc.http2.header_blocks import HeaderListTooLargeError
 from cantata.runtime.frontends.grpc.http2.liveness import Liveness
 from cantata.runtime.frontends.grpc.http2.response_headers import ResponseHeaders
 from cantata.runtime.frontends.grpc.options import GrpcOptions
-from cantata.runtime.frontends.grpc.request_head import MalformedHeadError, RequestHead, request_head
+from cantata.runtime.frontends.grpc.request_head import MalformedHeadError
 
 _log = logging.getLogger("cantata.grpc")
 
 # What clients are allowed. The windows are large: a message is kept whole before it is read anyway.
 MAX_CALLS: Final = 4096
-MAX_FRAME_SIZE: Final = 1 << 20
 CALL_WINDOW: Final = 16 << 20
 CONNECTION_WINDOW: Final = 64 << 20
-# Blocks of headers are shorter than the headers.
-MAX_BLOCK_SIZE: Final = 64 << 10
 # A client that asks for answers on end and reads none is cut off.
 MAX_UNREAD_ANSWERS: Final = 1000
 
-# Frames of DATA that are longer, and not there in full, are read into their message's memory.
-_DIRECT_SIZE: Final = 16 << 10
-# The beginnings of frames up to this length are kept beside the buffer, which must have room for more.
-_LONGEST_REST: Final = 64 << 10
-# Heads of requests that are remembered by their bytes.
-_REMEMBERED_HEADS: Final = 64
 # Writes up to this size are joined; larger ones are handed to the socket piece by piece.
 _JOINED_BYTES: Final = 64 << 10
 _SETTINGS: Final = frames.settings_frame(
@@ -116,25 +101,15 @@ class Connection(asyncio.BufferedProtocol):
         self.send_window = DEFAULT_WINDOW
         self.peer_max_frame_size = DEFAULT_MAX_FRAME_SIZE
         self._peer_call_window = DEFAULT_WINDOW
-        self._decoder = HeaderDecoder(options.max_metadata_size)
-        # Heads by their blocks' bytes, for as long as the decoder's table stays as it is.
-        self._heads: dict[bytes, RequestHead] = {}
-        self._heads_changes = 0
-        # The beginning of a frame that has not arrived in full.
-        self._rest = b""
-        # Where the payload of a long frame is read to, and what is done when it is there.
-        self._target: memoryview | None = None
-        self._on_target_filled: Callable[[], None] = lambda: None
-        # A header block whose end has not come: its call, its flags, its parts.
-        self._block: tuple[int, int, bytearray] | None = None
-        self._has_preface = False
+        self._heads = CallHeads(options.max_metadata_size)
+        self._reader = FrameReader(self, owner.read_buffer)
         self._has_settings = False
         self.last_call = 0
         # How much of the connection's window the client has used and was not given back.
         self._unreturned = 0
         self._waiting: dict[int, Call] = {}
         self._unsent: list[bytes | memoryview] = []
-        self._is_closing = False
+        self.is_closing = False
         # Once set, no more calls are taken.
         self._is_draining = False
         self._unread_answers = 0
@@ -149,10 +124,10 @@ class Connection(asyncio.BufferedProtocol):
         self._owner.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_closing = True
+        self.is_closing = True
         self._liveness.stop()
         self._unsent.clear()
-        self._target = None
+        self._reader.stop()
         calls, self.calls = self.calls, {}
         for call in calls.values():
             call.cancelled()
@@ -167,26 +142,16 @@ class Connection(asyncio.BufferedProtocol):
         self._pump_waiting()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        if self._target is not None:
-            return self._target
-        buffer = self._owner.read_buffer
-        rest = len(self._rest)
-        buffer[:rest] = self._rest
-        return buffer[rest:]
+        return self._reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._is_closing:
+        if self.is_closing:
             return
         self._liveness.received()
         owner = self._owner
         owner.is_reading = True
         try:
-            if self._target is not None:
-                self._fill_target(nbytes)
-            else:
-                data = bytes(owner.read_buffer[: len(self._rest) + nbytes])
-                taken = self._take_frames(data)
-                self._rest = data[taken:] if taken < len(data) else b""
+            self._reader.updated(nbytes)
         except ConnectionFailure as failure:
             self.end(failure.code, failure.text)
         except Exception:
@@ -196,108 +161,11 @@ class Connection(asyncio.BufferedProtocol):
 
     # Frames in.
 
-    def _take_frames(self, data: bytes) -> int:
-        """Handle the whole frames in `data`; how much of it they are."""
-        position, end = 0, len(data)
-        if not self._has_preface:
-            position = self._take_preface(data)
-        while end - position >= FRAME_HEADER_SIZE:
-            high, low, kind, flags, stream_id = frames.unpack_frame_header(data, position)
-            start = position + FRAME_HEADER_SIZE
-            stop = start + (high << 8 | low)
-            if stop > end:
-                return self._await_rest(data, position, kind, flags, stream_id, stop - start)
-            if kind == DATA and self._block is None:
-                self._on_data(stream_id, flags, data, start, stop)
-            else:
-                self._on_frame(kind, flags, stream_id, data[start:stop])
-            if self._is_closing:
-                return end
-            position = stop
-        return position
-
-    def _take_preface(self, data: bytes) -> int:
-        if data[: len(CLIENT_PREFACE)] != CLIENT_PREFACE[: len(data)]:
-            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "the client speaks no HTTP/2")
-        if len(data) < len(CLIENT_PREFACE):
-            return 0
-        self._has_preface = True
-        return len(CLIENT_PREFACE)
-
-    def _await_rest(
-        self, data: bytes, position: int, kind: int, flags: int, stream_id: int, length: int
-    ) -> int:
-        """A frame is there in part; how much of `data` is done with."""
-        if length > (MAX_FRAME_SIZE if kind == DATA else MAX_BLOCK_SIZE):
-            raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "a frame is too long")
-        start = position + FRAME_HEADER_SIZE
-        missing = start + length - len(data)
-        if missing < _DIRECT_SIZE and length <= _LONGEST_REST:
-            return position
-        call = self.calls.get(stream_id)
-        if kind == DATA and self._block is None and call is not None and not flags & PADDED:
-            self._count_received(call, length)
-            call.receive(data, start, len(data))
-            self._fill_message(call, missing, flags)
-        else:
-            self._fill_frame(data[position:], missing, kind, flags, stream_id)
-        return len(data)
-
-    def _fill_message(self, call: Call, missing: int, flags: int) -> None:
-        """Have the next `missing` bytes, the rest of a frame, read into the message that `call` is receiving."""
-        room = call.room()
-        if room is None or not room:
-            # The call is over, or a message ends where this part of the frame does.
-            room = memoryview(bytearray(min(missing, _DIRECT_SIZE)))
-            self._target = target = room
-
-            def received() -> None:
-                call.receive(bytes(target), 0, len(target))
-                self._go_on_filling(call, missing - len(target), flags)
-
-            self._on_target_filled = received
-            return
-        self._target = room[:missing]
-        count = len(self._target)
-
-        def filled() -> None:
-            call.filled(count)
-            self._go_on_filling(call, missing - count, flags)
-
-        self._on_target_filled = filled
-
-    def _go_on_filling(self, call: Call, missing: int, flags: int) -> None:
-        if missing:
-            self._fill_message(call, missing, flags)
-        elif flags & END_STREAM:
-            call.half_close()
-
-    def _fill_frame(self, begun: bytes, missing: int, kind: int, flags: int, stream_id: int) -> None:
-        """Have the rest of a long frame read before it is handled."""
-        memory = bytearray(len(begun) + missing)
-        memory[: len(begun)] = begun
-        self._target = memoryview(memory)[len(begun) :]
-
-        def filled() -> None:
-            payload = bytes(memoryview(memory)[FRAME_HEADER_SIZE:])
-            if kind == DATA and self._block is None:
-                self._on_data(stream_id, flags, payload, 0, len(payload))
-            else:
-                self._on_frame(kind, flags, stream_id, payload)
-
-        self._on_target_filled = filled
-
-    def _fill_target(self, count: int) -> None:
-        assert self._target is not None
-        self._target = self._target[count:]
-        if not self._target:
-            self._target = None
-            self._on_target_filled()
-
-    def _on_data(self, stream_id: int, flags: int, data: bytes, start: int, stop: int) -> None:
+    def on_data(self, stream_id: int, flags: int, data: bytes, start: int, stop: int) -> None:
+        """A whole frame of DATA."""
         call = self.calls.get(stream_id)
         self._count_received(call, stop - start)
-        if call is None or call.is_half_closed:
+        if call is None or call.is_half_closed or self._heads.has_open_block:
             self._on_data_of_none(stream_id, call)
             return
         if flags & PADDED:
@@ -309,8 +177,18 @@ class Connection(asyncio.BufferedProtocol):
         if flags & END_STREAM:
             call.half_close()
 
+    def reader_of_long_data(self, stream_id: int, length: int) -> Call | None:
+        """Who takes a long frame of DATA while it arrives."""
+        call = self.calls.get(stream_id)
+        if call is None or call.is_half_closed or self._heads.has_open_block:
+            return None
+        self._count_received(call, length)
+        return call
+
     def _on_data_of_none(self, stream_id: int, call: Call | None) -> None:
         """DATA for a call that was answered already is dropped; for one that never was, it is an error."""
+        if self._heads.has_open_block:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
         if call is not None:
             self._control(frames.reset_frame(stream_id, ErrorCode.STREAM_CLOSED))
             call.cancelled()
@@ -330,13 +208,16 @@ class Connection(asyncio.BufferedProtocol):
             self._control(frames.window_update_frame(call.stream_id, call.unreturned))
             call.unreturned = 0
 
-    def _on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        if self._block is not None and kind != CONTINUATION:
+    def on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        """A whole frame of another kind."""
+        if self._heads.has_open_block and kind != CONTINUATION:
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
         if not self._has_settings and kind != SETTINGS:
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
         if kind == HEADERS:
-            self._on_headers(stream_id, flags, payload)
+            if not stream_id & 1:
+                raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "HEADERS for a stream that no client opens")
+            self._on_block(self._heads.begin(stream_id, flags, payload))
         elif kind == RST_STREAM:
             self._on_reset(stream_id, payload)
         elif kind == WINDOW_UPDATE:
@@ -346,60 +227,29 @@ class Connection(asyncio.BufferedProtocol):
         elif kind == SETTINGS:
             self._on_settings(stream_id, flags, payload)
         elif kind == CONTINUATION:
-            self._on_continuation(stream_id, flags, payload)
-        elif kind == frames.PUSH_PROMISE or (
-            kind in (PRIORITY, GOAWAY) and (stream_id == 0) != (kind == GOAWAY)
-        ):
+            self._on_block(self._heads.go_on(stream_id, flags, payload))
+        elif kind == PUSH_PROMISE or (kind in (PRIORITY, GOAWAY) and (stream_id == 0) != (kind == GOAWAY)):
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "a frame that a client may not send")
 
     # Headers.
 
-    def _on_headers(self, stream_id: int, flags: int, payload: bytes) -> None:
-        if not stream_id & 1:
-            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "HEADERS for a stream that no client opens")
-        start, stop = 0, len(payload)
-        if flags & PADDED:
-            start, stop = 1, stop - (payload[0] if payload else stop + 1)
-        if flags & HAS_PRIORITY:
-            start += 5
-        if start > stop:
-            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "HEADERS is all padding")
-        block = payload[start:stop]
-        if flags & END_HEADERS:
-            self._on_block(stream_id, flags, block)
-        else:
-            self._block = (stream_id, flags, bytearray(block))
-
-    def _on_continuation(self, stream_id: int, flags: int, payload: bytes) -> None:
-        if self._block is None or self._block[0] != stream_id:
-            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "CONTINUATION of nothing")
-        _, first_flags, block = self._block
-        block += payload
-        # An empty part brings nothing nearer its end; no client has a reason to send one.
-        if len(block) > MAX_BLOCK_SIZE or not payload:
-            raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, "a header block is too long")
-        if flags & END_HEADERS:
-            self._block = None
-            self._on_block(stream_id, first_flags, bytes(block))
-
-    def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
+    def _on_block(self, block: Block | None) -> None:
+        if block is None:
+            return
+        stream_id, flags, data = block
         call = self.calls.get(stream_id)
         if call is not None or stream_id <= self.last_call:
-            self._on_trailers(call, flags, block)
+            self._on_trailers(call, flags, data)
             return
+        self.last_call = stream_id
         try:
-            head = self._head(block)
-        except HeaderBlockError as error:
-            raise ConnectionFailure(ErrorCode.COMPRESSION_ERROR, str(error)) from None
+            head = self._heads.head(data)
         except HeaderListTooLargeError as error:
-            self.last_call = stream_id
             self._refuse_headers(stream_id, str(error))
             return
         except MalformedHeadError:
-            self.last_call = stream_id
             self._control(frames.reset_frame(stream_id, ErrorCode.PROTOCOL_ERROR))
             return
-        self.last_call = stream_id
         if self._is_draining:
             return
         if len(self.calls) >= MAX_CALLS:
@@ -413,27 +263,8 @@ class Connection(asyncio.BufferedProtocol):
         if flags & END_STREAM:
             call.half_close()
 
-    def _head(self, block: bytes) -> RequestHead:
-        head = self._heads.get(block)
-        if head is not None:
-            return head
-        decoder = self._decoder
-        before = decoder.changes
-        head = request_head(decoder.decode(block))
-        if decoder.changes != self._heads_changes or len(self._heads) >= _REMEMBERED_HEADS:
-            self._heads.clear()
-            self._heads_changes = decoder.changes
-        if decoder.changes == before:
-            self._heads[block] = head
-        return head
-
     def _on_trailers(self, call: Call | None, flags: int, block: bytes) -> None:
-        try:
-            self._decoder.decode(block)
-        except HeaderListTooLargeError:
-            pass
-        except HeaderBlockError as error:
-            raise ConnectionFailure(ErrorCode.COMPRESSION_ERROR, str(error)) from None
+        self._heads.skip(block)
         if call is None:
             return
         if not flags & END_STREAM or call.is_half_closed:
@@ -526,7 +357,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _control(self, data: bytes | memoryview) -> None:
         """Send bytes that are the connection's own."""
-        if self._is_closing:
+        if self.is_closing:
             return
         if not self._unsent:
             self._owner.has_unsent(self)
@@ -580,7 +411,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def drain(self) -> None:
         """Take no more calls, and close when those in flight have ended."""
-        if not self._is_draining and not self._is_closing:
+        if not self._is_draining and not self.is_closing:
             self._is_draining = True
             self._control(frames.goaway_frame(self.last_call, ErrorCode.NO_ERROR, ""))
             if not self.calls:
@@ -592,18 +423,18 @@ class Connection(asyncio.BufferedProtocol):
 
     def end(self, code: ErrorCode, text: str) -> None:
         """Say why, and close."""
-        if not self._is_closing:
+        if not self.is_closing:
             self._control(frames.goaway_frame(self.last_call, code, text))
             self._close()
 
     def _close(self) -> None:
-        if not self._is_closing:
-            self._is_closing = True
+        if not self.is_closing:
+            self.is_closing = True
             self.flush()
             self.transport.close()
             self._liveness.closing()
 
     def abort(self) -> None:
         """Cut the connection off."""
-        self._is_closing = True
+        self.is_closing = True
         self.transport.abort()

@@ -433,12 +433,10 @@ class Connection(asyncio.Protocol):
 
     def end_if_overdue(self, now_ms: int) -> None:
         """End the connection if its client has been too long at the same thing."""
-        if self.transport.is_closing():
-            return
         phase, progress = self._standing()
         if not self._patience.has_ended(phase, progress, now_ms, self._connections.limits):
             return
-        if phase is Phase.WRITING:
+        if phase is Phase.WRITING or self.transport.is_closing():
             self.transport.abort()
         elif phase is Phase.BODY or (phase is Phase.HEADERS and self._arriving is not None):
             self._refuse(408, b"the request took too long to arrive")

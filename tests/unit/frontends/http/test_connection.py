@@ -383,6 +383,18 @@ def test_who_does_not_read_the_answer_is_cut_off() -> None:
     assert client.transport.is_cut_off
 
 
+def test_who_does_not_read_the_last_answer_is_cut_off_too() -> None:
+    client = limited(write_timeout=5000)
+    client.send(b"GET /v2 HTTP/1.1\r\nConnection: close\r\n\r\n")
+    client.transport.unsent = 100_000
+    client.taken[0].respond(200, b"", bytes(100_000))
+    assert client.transport.is_closed
+    look_at(client, 4)
+    assert not client.transport.is_cut_off
+    look_at(client, 5)
+    assert client.transport.is_cut_off
+
+
 def test_a_refused_client_has_some_seconds_to_read_why() -> None:
     client = limited()
     client.send(b"nonsense\r\n\r\n")
