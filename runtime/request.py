@@ -306,7 +306,7 @@ class InferenceRequest:
             return
         self._finished = final
         if response is not None and response.error is not None and self.cancellation.has_expired:
-            response.error = _expiry_of(response.error)
+            response = _expired(response)
         if self.owner is not None:
             self.owner.responded(self, response, final)
         self.response_count += 1
@@ -339,6 +339,9 @@ class InferenceRequest:
         return f"[request id: {self.id or '<id_unknown>'}] "
 
 
-def _expiry_of(error: InferenceError) -> InferenceError:
+def _expired(response: InferenceResponse) -> InferenceResponse:
     """What a client is told whose request was cancelled because it took too long."""
-    return unavailable(EXPIRED) if error.code is StatusCode.CANCELLED else error
+    if response.error is None or response.error.code is not StatusCode.CANCELLED:
+        return response
+    name, version = response.model_name, response.model_version
+    return InferenceResponse(name, version, response.id, {}, error=unavailable(EXPIRED))
