@@ -157,7 +157,8 @@ class Call:
         assembly = self._assembly
         for message in assembly.feed(data[start:end]):
             self._deliver(message)
-            if self.is_over:
+            if self._assembly is not assembly:
+                # The message has ended the call.
                 return
         if assembly.is_empty:
             self._assembly = None
