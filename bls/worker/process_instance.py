@@ -50,7 +50,7 @@ class ProcessInstance:
         self.has_readiness_hook = False
         # Why there is no process, where there is none.
         self._end_error = unavailable(f"model instance '{name}' has not started")
-        # Ends in a row after which no batch was run.
+        # How many processes in a row have not come to the end of a batch.
         self._failed_starts = 0
         self._is_closing = False
         self._restarting: threading.Thread | None = None
@@ -97,9 +97,7 @@ class ProcessInstance:
         process = self._process
         if process is None:
             raise unavailable(self._end_error.message)
-        is_over = process.execute(execution)
-        self._failed_starts = 0
-        return is_over
+        return process.execute(execution)
 
     def is_ready(self) -> bool:
         """What the model's own `is_ready` says; True without one. May take seconds; raises InferenceError."""
@@ -136,6 +134,8 @@ class ProcessInstance:
             self._end_error = error
             self._deaths += 1
             self._timeouts += process.has_timed_out
+            if process.has_run:
+                self._failed_starts = 0
         _log.error("%s", error)
         self._on_change()
         self._restart_later()

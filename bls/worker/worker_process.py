@@ -77,6 +77,8 @@ class WorkerProcess:
         self.is_async = False
         self.has_readiness_hook = False
         self.has_timed_out = False
+        # Whether it has come to the end of a batch.
+        self.has_run = False
 
     @property
     def pid(self) -> int:
@@ -131,6 +133,7 @@ class WorkerProcess:
                 while (message := self._direct.receive())[0] != messages.DONE:
                     self._answer_directly(message)
                 self._settle(execution, keys, message)
+                self.has_run = True
             except ChannelClosedError:
                 raise self._end_of_process(keys) from None
             except BaseException:
@@ -296,6 +299,7 @@ class WorkerProcess:
         # Where it is no end of a batch, the batch fails with all the others that the process had.
         self._batches.settle(execution, keys, message)
         self._batches.take_from_background(batch)
+        self.has_run = True
         execution.finish()
 
     def _shut_down(self) -> None:
