@@ -269,6 +269,21 @@ def test_models_of_the_other_api_see_what_a_call_inherits(server: Server) -> Non
     assert seen == [b"r7", b"0", b"0", b"0", b'{"colour": "red"}']
 
 
+@pytest.mark.parametrize(("sequence", "seen_as"), [(7, b"7"), ("room", b"room")])
+def test_priority_and_sequence_go_with_a_call(server: Server, sequence: int | str, seen_as: bytes) -> None:
+    with grpc_server(_Unclosed(server.core)) as front_end, stock_client(front_end) as client:  # type: ignore[arg-type]
+        answer = client.infer(
+            "asks",
+            [infer_input("X", np.ones(1, np.float32), "FP32")],
+            request_id="r8",
+            priority=3,
+            sequence_id=sequence,
+            sequence_start=True,
+            sequence_end=True,
+        )
+    assert answer.as_numpy("SEEN").tolist() == [b"r8", seen_as, b"3", b"3", b"{}"]
+
+
 def test_a_stream_over_grpc(server: Server) -> None:
     with grpc_server(_Unclosed(server.core)) as front_end, stock_client(front_end) as client:  # type: ignore[arg-type]
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
