@@ -22,15 +22,14 @@ from cantata.runtime.observe.statistics import (
     REASON_BACKEND,
     REASON_CANCELED,
     REASON_REJECTED,
-    ComputeTimes,
     StatisticsCounter,
 )
 from cantata.runtime.request import EXPIRED, InferenceRequest
-from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.batcher import NEVER, Batch, Batcher
 from cantata.runtime.scheduling.circular_waits import CircularWaits
 from cantata.runtime.scheduling.expiry import Expiries
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
+from cantata.runtime.scheduling.request_figures import RequestFigures
 from cantata.runtime.scheduling.response_order import ResponseOrder
 from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
 from cantata.runtime.scheduling.timer import Timer
@@ -75,6 +74,7 @@ class ModelScheduler:
         # How many reserved instances have not taken their batch yet.
         self._due = 0
         self._in_flight = InFlight()
+        self._figures = RequestFigures(self._lock, self._statistics, self._in_flight)
         self._waits = CircularWaits(spec.model_name)
         # When the timer will next look at the queue; NEVER if it will not.
         self._wake_ns = NEVER
@@ -129,7 +129,7 @@ class ModelScheduler:
 
     def enqueue(self, request: InferenceRequest) -> None:
         """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
-        request.owner = self
+        request.owner = self._figures
         now_ns = monotonic_ns()
         request.queued_ns = now_ns
         if not self._in_flight.enter():
@@ -191,7 +191,7 @@ class ModelScheduler:
         start_ns = monotonic_ns()
         for request, inputs in zip(requests, added, strict=True):
             request.inputs.update(inputs)
-            request.owner = self
+            request.owner = self._figures
             request.queued_ns = request.started_ns = start_ns
             self._in_flight.enter()
         size = sum(request.batch_size for request in requests)
@@ -221,7 +221,9 @@ class ModelScheduler:
             instances, self._instances, self._idle = self._instances + self._leaving, [], []
             self._leaving = []
         for request in waiting:
-            self._refuse(request, unavailable(f"{request.described_id()}Server is stopping"), REASON_REJECTED)
+            self._figures.refuse(
+                request, unavailable(f"{request.described_id()}Server is stopping"), REASON_REJECTED
+            )
         for instance in instances:
             instance.close(self._spec.model_name)
 
@@ -232,13 +234,11 @@ class ModelScheduler:
 
     def statistics(self, name: str, version: str) -> ModelStatistics:
         """The figures now."""
-        with self._lock:
-            return self._statistics.snapshot(name, version)
+        return self._figures.snapshot(name, version)
 
     def failures(self) -> dict[str, int]:
         """How many requests failed, by reason."""
-        with self._lock:
-            return dict(self._statistics.failures)
+        return self._figures.failures()
 
     def pending(self) -> int:
         """How many requests wait for an instance."""
@@ -335,7 +335,7 @@ class ModelScheduler:
             next_instance = self._reserve(monotonic_ns())
         for request in abandoned:
             assert unavailability is not None
-            self._refuse(request, unavailability, REASON_BACKEND)
+            self._figures.refuse(request, unavailability, REASON_BACKEND)
         if next_instance is not None:
             self._workers.dispatch(next_instance)
 
@@ -403,38 +403,10 @@ class ModelScheduler:
         statistics.count_batch(execution.batch_size, times, answered - failed, whole_ns, queue_ns, end_ns)
         self._in_flight.leave(answered)
 
-    def responded(self, request: InferenceRequest, response: InferenceResponse | None, final: bool) -> None:
-        """Account for a response that a model sent by itself (RequestOwner)."""
-        now_ns = monotonic_ns()
-        computed_ns = now_ns - request.started_ns
-        error = None if response is None else response.error
-        with self._lock:
-            statistics = self._statistics
-            statistics.count_response(request, response, now_ns, final)
-            if not final:
-                return
-            if error is None:
-                times = request.times = ComputeTimes(0, computed_ns, 0)
-                statistics.count_stream(request, now_ns)
-                if statistics.latencies is not None:
-                    statistics.tell_latencies(request, request.started_ns, times, now_ns)
-            else:
-                statistics.count_failure(request, error.code, REASON_BACKEND, now_ns)
-        self._in_flight.leave()
-
     def _answer_dropped(self, dropped: list[InferenceRequest]) -> None:
         for request in dropped:
             if request.cancellation.is_cancelled and not request.cancellation.has_expired:
                 error = InferenceError(StatusCode.CANCELLED, "")
-                self._refuse(request, error, REASON_CANCELED)
+                self._figures.refuse(request, error, REASON_CANCELED)
             else:
-                self._refuse(request, unavailable(EXPIRED), REASON_REJECTED)
-
-    def _refuse(self, request: InferenceRequest, error: InferenceError, reason: str) -> None:
-        """Answer a request that leaves the queue without running."""
-        request.owner = None
-        request.cancellation.unwatch(request)
-        with self._lock:
-            self._statistics.count_failure(request, error.code, reason, monotonic_ns())
-        self._in_flight.leave()
-        request.fail(error)
+                self._figures.refuse(request, unavailable(EXPIRED), REASON_REJECTED)

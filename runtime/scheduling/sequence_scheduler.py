@@ -22,14 +22,13 @@ from cantata.runtime.observe.statistics import (
     REASON_BACKEND,
     REASON_CANCELED,
     REASON_REJECTED,
-    ComputeTimes,
     StatisticsCounter,
 )
 from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START, InferenceRequest
-from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.batcher import NEVER
 from cantata.runtime.scheduling.expiry import Expiries
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
+from cantata.runtime.scheduling.request_figures import RequestFigures
 from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
 from cantata.runtime.scheduling.sequence_batcher import SequenceBatcher
 from cantata.runtime.scheduling.sequence_inputs import SequenceInputs
@@ -75,6 +74,7 @@ class SequenceScheduler:
         self._gone: set[ScheduledInstance] = set()
         self._lanes: dict[ScheduledInstance, int] = {}
         self._in_flight = InFlight()
+        self._figures = RequestFigures(self._lock, self._statistics, self._in_flight)
         # When the timer will next look at the lanes, and at what may expire; NEVER if it will not.
         self._batch_wake_ns = NEVER
         self._expiry_wake_ns = NEVER
@@ -130,7 +130,7 @@ class SequenceScheduler:
     def enqueue(self, request: InferenceRequest) -> None:
         """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
         self._inputs.check(request)
-        request.owner = self
+        request.owner = self._figures
         now_ns = monotonic_ns()
         request.queued_ns = now_ns
         starts = bool(request.flags & SEQUENCE_START)
@@ -220,7 +220,7 @@ class SequenceScheduler:
             request.flags = SEQUENCE_START | SEQUENCE_END
             self._inputs.prepare(request, sequence)
             request.inputs.update(inputs)
-            request.owner = self
+            request.owner = self._figures
             request.queued_ns = request.started_ns = start_ns
             self._in_flight.enter()
             turns.append(Turn(request, sequence))
@@ -272,37 +272,16 @@ class SequenceScheduler:
 
     def statistics(self, name: str, version: str) -> ModelStatistics:
         """The figures now."""
-        with self._lock:
-            return self._statistics.snapshot(name, version)
+        return self._figures.snapshot(name, version)
 
     def failures(self) -> dict[str, int]:
         """How many requests failed, by reason."""
-        with self._lock:
-            return dict(self._statistics.failures)
+        return self._figures.failures()
 
     def pending(self) -> int:
         """How many requests wait: for a slot, for their turn, or for an instance."""
         with self._lock:
             return len(self._batcher)
-
-    def responded(self, request: InferenceRequest, response: InferenceResponse | None, final: bool) -> None:
-        """Account for a response that a model sent by itself (RequestOwner)."""
-        now_ns = monotonic_ns()
-        computed_ns = now_ns - request.started_ns
-        error = None if response is None else response.error
-        with self._lock:
-            statistics = self._statistics
-            statistics.count_response(request, response, now_ns, final)
-            if not final:
-                return
-            if error is None:
-                times = request.times = ComputeTimes(0, computed_ns, 0)
-                statistics.count_stream(request, now_ns)
-                if statistics.latencies is not None:
-                    statistics.tell_latencies(request, request.started_ns, times, now_ns)
-            else:
-                statistics.count_failure(request, error.code, REASON_BACKEND, now_ns)
-        self._in_flight.leave()
 
     def _continues(self, request: InferenceRequest) -> bool:
         """Let a request in though this is stopped: a sequence that has been started may end."""
@@ -526,14 +505,6 @@ class SequenceScheduler:
                 self._refuse(request, expired, REASON_REJECTED)
 
     def _refuse(self, request: InferenceRequest, error: InferenceError, reason: str) -> None:
-        """Answer a request that leaves the queue without running."""
-        if request.is_finished:
-            # Its model has answered between two iterations.
-            return
-        request.owner = None
-        request.queue = None
-        request.cancellation.unwatch(request)
-        with self._lock:
-            self._statistics.count_failure(request, error.code, reason, monotonic_ns())
-        self._in_flight.leave()
-        request.fail(error)
+        """Answer a request that leaves the queue without running, unless its model has between two iterations."""
+        if not request.is_finished:
+            self._figures.refuse(request, error, reason)
