@@ -109,10 +109,13 @@ class ModelVersion:
     @property
     def can_serve(self) -> bool:
         """Whether it is READY, and an instance of it, and of all that its steps call, can execute now."""
-        return (
-            self.is_ready
-            and self.scheduler.unavailability is None
-            and all(version.can_serve for version in self.depends_on)
+        return self.is_ready and self.can_execute
+
+    @property
+    def can_execute(self) -> bool:
+        """The same, but for READY: what an ensemble calls may have been replaced, and serves on for that ensemble."""
+        return self.scheduler.unavailability is None and all(
+            version.can_execute for version in self.depends_on
         )
 
     @property

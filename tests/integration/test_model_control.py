@@ -113,6 +113,9 @@ def test_an_ensemble_that_no_longer_fits_keeps_the_model_that_it_had(repository:
         assert server.value() == 1.0
         outputs = server.infer("constant", {"OTHER": np.zeros(1, np.float32)})
         assert outputs["OUTPUT"].tolist() == [4444.0]
+        # As Model Analyzer asks, between one model of an ensemble and the next.
+        assert server.core.is_model_ready("over")
+        assert server.core.is_ready()
 
 
 def test_unloading_a_model_unloads_the_ensembles_that_need_it(repository: Path) -> None:
