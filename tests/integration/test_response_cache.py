@@ -552,6 +552,21 @@ def test_servers_share_what_redis_keeps(tmp_path: Path, redis_server: RedisServe
 
 
 @needs_redis
+def test_a_reload_never_answers_with_what_redis_has_from_before(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    write_count(tmp_path / "models")
+    options: dict[str, Any] = {"model_control_mode": ModelControlMode.EXPLICIT, "load_model": ("*",)}
+    with served(tmp_path / "models", cache_config=redis_server.config, **options) as running:
+        ask(running.grpc, "count", 1.0)
+        for _ in range(2):
+            running.grpc.unload_model("count")
+            running.grpc.load_model("count")
+            ask(running.grpc, "count", 1.0)
+            assert figures(running, "count") == (1, 0, 1, 1, 1)
+
+
+@needs_redis
 def test_requests_are_served_while_redis_is_away(
     tmp_path: Path, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
