@@ -92,15 +92,14 @@ class InferenceRequest:
     ) -> None:
         if not isinstance(correlation_id, int | str):
             raise TritonModelException("Correlation ID must be integer or string")
-        place = f"for request with id '{request_id}' and model name '{model_name}' should not be empty."
         for tensor in inputs:
-            if tensor is None:
-                raise TritonModelException(f"Input tensor {place}")
             if not isinstance(tensor, Tensor):
+                if tensor is None:
+                    raise TritonModelException(f"Input tensor {_empty_in(request_id, model_name)}")
                 raise TypeError(f"expected a Tensor in the request's inputs, found type '{type(tensor)}'")
         for name in requested_output_names:
             if not name:
-                raise TritonModelException(f"Requested output name {place}")
+                raise TritonModelException(f"Requested output name {_empty_in(request_id, model_name)}")
         self._id = request_id
         self._correlation_id = correlation_id
         self._inputs: list[Tensor] | None = list(inputs)
@@ -212,6 +211,10 @@ class InferenceRequest:
         if activity is None or not activity.allows_calls:
             raise TritonModelException("BLS is only supported during the 'execute' function.")
         return activity
+
+
+def _empty_in(request_id: str, model_name: str) -> str:
+    return f"for request with id '{request_id}' and model name '{model_name}' should not be empty."
 
 
 def received_request(request: RuntimeRequest, open_streams: OpenStreams) -> InferenceRequest:

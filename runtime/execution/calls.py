@@ -22,16 +22,18 @@ class WaitingSender:
     def __init__(self) -> None:
         self.responses: list[InferenceResponse] = []
         self.is_done = False
-        # Held until the final response; cheaper than an Event, and only ever waited for once.
-        self._done = threading.Lock()
-        self._done.acquire()
+        # Held until the final response by a caller that has to wait: most find it there.
+        self._done: threading.Lock | None = None
 
     def send(self, response: InferenceResponse | None, final: bool) -> None:
         if response is not None:
             self.responses.append(response)
         if final:
+            # Either this thread sees the lock, or the caller sees that it need not wait.
             self.is_done = True
-            self._done.release()
+            done = self._done
+            if done is not None:
+                done.release()
 
     def wait_until_ready(self) -> None:
         """The caller collects everything: it is always ready for more."""
@@ -39,7 +41,11 @@ class WaitingSender:
     def wait(self) -> list[InferenceResponse]:
         """The responses, once the final one has come."""
         if not self.is_done:
-            self._done.acquire()
+            done = threading.Lock()
+            done.acquire()
+            self._done = done
+            if not self.is_done:
+                done.acquire()
         return self.responses
 
 
