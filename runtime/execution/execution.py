@@ -86,7 +86,7 @@ class Execution:
             self.input_end_ns - self.start_ns,
             output_start_ns - self.input_end_ns,
             end_ns - output_start_ns,
-            batch_size=self.batch_size,
+            self.batch_size,
         )
 
     def fail_unanswered(self, error: InferenceError) -> None:

@@ -47,7 +47,6 @@ class ComputeTimes:
         input_ns: int,
         infer_ns: int,
         output_ns: int,
-        *,
         batch_size: int = 0,
         path: Phases | None = None,
     ) -> None:
