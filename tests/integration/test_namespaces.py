@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import orjson
@@ -12,13 +15,18 @@ import pytest
 
 from cantata.runtime.embedded import EmbeddedServer
 from cantata.runtime.errors import InferenceError, StatusCode
+from cantata.runtime.frontends.http.options import HttpOptions
+from cantata.runtime.frontends.http.server import HttpServer
 from cantata.runtime.observe.metrics import MetricsText
 from cantata.runtime.options import ServerOptions
 from cantata.runtime.repository.control import ModelControlMode
 from cantata.runtime.server import Server
 from tests.integration.test_model_control import write_constant, write_over
 
-AMBIGUOUS = "There are 2 identifiers of model 'same' in global map, model namespace must be provided to resolve ambiguity."
+AMBIGUOUS = (
+    "There are 2 identifiers of model 'same' in global map, "
+    "model namespace must be provided to resolve ambiguity."
+)
 
 
 @pytest.fixture
@@ -71,11 +79,11 @@ def test_each_repository_is_a_namespace(server: Namespaced) -> None:
 
 
 def test_a_name_that_two_models_have_is_refused_and_one_that_one_has_is_served(server: Namespaced) -> None:
-    for ask in (server.value, server.core.model, server.core.is_model_ready):
+    for ask in (server.value, server.core.model):
         with pytest.raises(InferenceError) as refused:
             ask("same")
         assert (refused.value.code, refused.value.message) == (StatusCode.INVALID_ARG, AMBIGUOUS)
-    assert server.value("only") == 3.0
+    assert (server.value("only"), server.is_ready("only"), server.is_ready("same")) == (3.0, True, False)
     with pytest.raises(InferenceError, match="Request for unknown model: 'nobody' is not found"):
         server.value("nobody")
 
@@ -94,6 +102,15 @@ def test_a_model_may_be_asked_for_by_its_repository_and_name(
     server: Namespaced, repositories: tuple[Path, Path]
 ) -> None:
     assert [server.value(f"{repository}/same") for repository in repositories] == [1.0, 2.0]
+    http = HttpServer(server.core, HttpOptions(address="127.0.0.1", port=0))
+    http.start()
+    try:
+        url = f"http://127.0.0.1:{http.port}/v2/models/{quote(f'{repositories[1]}/same', safe='')}/infer"
+        tensor = {"name": "INPUT", "shape": [1], "datatype": "FP32", "data": [0.0]}
+        with urllib.request.urlopen(url, json.dumps({"inputs": [tensor]}).encode(), timeout=20) as answer:
+            assert json.load(answer)["outputs"][0]["data"] == [2.0]
+    finally:
+        http.close()
 
 
 def test_metrics_tell_the_namespace(server: Namespaced, repositories: tuple[Path, Path]) -> None:
