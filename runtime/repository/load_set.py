@@ -23,8 +23,8 @@ from cantata.runtime.repository.completion import PreparedModel
 from cantata.runtime.repository.hosted_instances import InstanceChange
 from cantata.runtime.repository.load_order import load_order
 from cantata.runtime.repository.loader import ModelLoader
-from cantata.runtime.repository.namespaces import ambiguity, identifiers_named, name_in
 from cantata.runtime.repository.model_version import ModelState, ModelVersion
+from cantata.runtime.repository.namespaces import ambiguity, identifiers_named, name_in
 from cantata.runtime.repository.registry import FailedVersion, ModelEntry, Registry
 
 _log = logging.getLogger("cantata.repository")
