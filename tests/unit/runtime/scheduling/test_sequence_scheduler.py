@@ -20,7 +20,7 @@ from cantata.runtime.scheduling.sequence_scheduler import SequenceScheduler
 from cantata.runtime.scheduling.sequence_strategies import sequence_batcher
 from cantata.runtime.scheduling.timer import Timer
 from tests.support.instances import BackgroundInstance, InstantInstance, ManualInstance, echo
-from tests.support.sequences import direct, oldest, sequence_config, sequence_request
+from tests.support.sequences import IDLE_NS, direct, oldest, sequence_config, sequence_request
 
 Instance = InstantInstance | ManualInstance | BackgroundInstance
 LONG_US = 60_000_000
@@ -290,3 +290,47 @@ def test_no_request_runs_before_the_one_ahead_in_its_sequence_has_its_answer(
     assert answer(follower).error is None
     assert dispatched_meanwhile == [0]
     assert instance.batches == [["a"], ["b"]]
+
+
+class ManualTimer:
+    """Remembers what it is to call, and when; the test calls it."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, Callable[[], None]]] = []
+
+    def call_at(self, time_ns: int, callback: Callable[[], None]) -> None:
+        self.calls.append((time_ns, callback))
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def test_a_process_that_stood_still_gives_its_clients_as_long_again(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ns = 0
+    monkeypatch.setattr("cantata.runtime.scheduling.sequence_scheduler.monotonic_ns", lambda: now_ns)
+    timer = ManualTimer()
+    harness.timer.close()
+    harness.timer = timer  # type: ignore[assignment]
+    scheduler = harness.scheduler(direct(), InstantInstance())
+
+    def run(id: str, **fields: bool) -> None:
+        with harness.workers.collecting() as work:
+            request = send(scheduler, 1, id, **fields)
+            work.run_until(lambda: False)
+        assert answer(request).error is None
+
+    run("a", start=True)
+    (due_ns, expire) = timer.calls.pop()
+    assert due_ns == IDLE_NS
+    # The process was suspended: what the client sent in the meantime is read after the timer has called.
+    now_ns = due_ns + 400_000_000
+    expire()
+    run("b")
+    (due_ns, expire) = timer.calls.pop()
+    assert due_ns == now_ns + 400_000_000
+    now_ns = due_ns
+    expire()
+    with pytest.raises(InferenceError, match="must specify the START flag"):
+        send(scheduler, 1, "c")
