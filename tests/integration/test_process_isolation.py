@@ -327,6 +327,46 @@ class TestAProcessThatEnds:
         eventually(lambda: is_ready(server))
         assert order(server, ANSWER) > 0
 
+    def test_in_an_odd_way_fails_its_request_and_is_replaced(self, tmp_path: Path) -> None:
+        odd = """
+def execute(self, requests):
+    import marshal, os, socket
+
+    def write(data):
+        for file in os.listdir("/proc/self/fd"):
+            try:
+                socket.socket(fileno=os.dup(int(file))).send(data)
+            except OSError:
+                continue
+
+    deed = int(requests[0].inputs()[0].as_numpy()[0])
+    if deed == 1:
+        write(b"gibberish")
+    if deed == 2:
+        write(marshal.dumps((9, "not", "an answer", 1, 2, 3)))
+    if deed == 3:
+        write(marshal.dumps((5,)))
+    if deed == 4:
+        write(b"")
+    if deed == 5:
+        os.closerange(3, 4096)
+    if deed == 6:
+        os.abort()
+    return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([os.getpid()], np.float32))])]
+"""
+        write_model(tmp_path, "odd", python_config([IN], [OUT], extra=IN_PROCESS), odd)
+        write_identity(tmp_path, "identity", extra=IN_PROCESS)
+        with Server(tmp_path) as server:
+            first = order(server, 0, "odd")
+            for deed in range(1, 7):
+                with pytest.raises(InferenceError) as failure:
+                    order(server, deed, "odd")
+                assert failure.value.code is StatusCode.UNAVAILABLE, (deed, failure.value)
+                assert "the process of model instance 'odd_0'" in failure.value.message
+                assert server.infer("identity", {"INPUT": [5]})["OUTPUT"].tolist() == [5.0]
+                eventually(lambda: is_ready(server, "odd"))
+            assert order(server, 0, "odd") != first
+
     def test_that_the_system_ends_when_memory_runs_out_is_replaced(
         self, tmp_path: Path, memory_group: Path
     ) -> None:
