@@ -98,7 +98,8 @@ def faults(outcomes: dict[int, Outcome]) -> list[str]:
         found.append("urgent requests were refused")
     if not patient.refused:
         found.append("nothing was refused: this was no overload")
-    if urgent.quantile_ms(0.95) > patient.quantile_ms(0.5):
+    # Medians, since a machine that does much else delays some of either class.
+    if urgent.quantile_ms(0.5) * 2 > patient.quantile_ms(0.5):
         found.append("the urgent waited with the others")
     return found
 
