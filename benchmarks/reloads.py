@@ -1,10 +1,11 @@
 """Does a reload under constant load fail a request, mix versions in an answer, or leave memory behind?
 
-A Python model answers with the number of its load, and an ensemble calls it twice. Clients ask both all the time, over
-both protocols, while the model and the ensemble are written and loaded again and again. Counted are: calls that
-failed, answers of the ensemble that came from two loads, answers that are older than one that was seen before the
-request was sent, and loads of a model that was not touched. Printed beside them: the server's memory after a tenth of
-the reloads, and at the end (goal: none of these, memory flat within 5%).
+A Python model answers with the number of its load, and an ensemble calls it twice. Clients ask both all the time,
+over both protocols, while the model and the ensemble are written and loaded again and again; between two loads of
+the model its instances are made more or fewer, which loads nothing anew. Counted are: calls that failed, answers of
+the ensemble that came from two loads, answers that are older than one that was seen before the request was sent,
+and loads of a model that was not touched. Printed beside them: the server's memory after a tenth of the reloads,
+and at the end (goal: none of these, memory flat within 5%).
 
     python benchmarks/reloads.py [--reloads 1000]
 """
@@ -69,10 +70,16 @@ def write_model(repository: Path, stamp: int) -> None:
     """The model whose answers are `stamp`. Each stamp is longer or newer than the last, so that it is seen."""
     directory = repository / "stamped"
     (directory / "1").mkdir(parents=True, exist_ok=True)
-    (directory / "config.pbtxt").write_text(
-        f'backend: "python"\n{_INPUT}output [ {{ name: "STAMP" data_type: TYPE_INT32 dims: [ 1 ] }} ]\n'
-    )
     (directory / "1" / "model.py").write_text(f"{MODEL.lstrip()}{stamp}\n")
+
+
+def write_instances(repository: Path, count: int) -> None:
+    """How many instances that model has."""
+    (repository / "stamped" / "config.pbtxt").write_text(
+        f'backend: "python"\n{_INPUT}output [ {{ name: "STAMP" data_type: TYPE_INT32 dims: [ 1 ] }} ]\n'
+        f"instance_group [ {{ kind: KIND_CPU count: {count} }} ]\n"
+        'parameters { key: "EXECUTION_ISOLATION" value { string_value: "thread" } }\n'
+    )
 
 
 def write_ensemble(repository: Path, stamp: int) -> None:
@@ -153,7 +160,7 @@ class Clients:
 
 
 def reload_all(server: RunningServer, repository: Path, clients: Clients, reloads: int) -> list[float]:
-    """Reload the model, and every other time the ensemble too; returns the server's memory after each."""
+    """Reload the model, every other time the ensemble too, and change the instances; returns the memory after each."""
     memory: list[float] = []
     with tritonclient.http.InferenceServerClient(server.http, network_timeout=60) as client:
         for stamp in range(1, reloads + 1):
@@ -164,6 +171,8 @@ def reload_all(server: RunningServer, repository: Path, clients: Clients, reload
             if stamp % 2:
                 client.load_model("twice")
             clients.confirmed = stamp
+            write_instances(repository, 1 + stamp % 3)
+            client.load_model("stamped")
             memory.append(server.memory_mb())
             if stamp % 100 == 0:
                 told = f"{stamp:6} reloads {clients.calls.total():9} calls {clients.wrong.total()} wrong"
@@ -181,6 +190,7 @@ def main() -> int:
         repository = Path(folder, "models")
         write_bystander(repository)
         write_model(repository, 0)
+        write_instances(repository, 1)
         write_ensemble(repository, 0)
         with running("cantata", repository, FLAGS) as server:
             clients = Clients(server)
