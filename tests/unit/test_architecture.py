@@ -40,6 +40,7 @@ HEAVY_LIBRARIES = {
     "httptools": ("runtime/frontends/http/",),
     "uvloop": ("runtime/frontends/http/", "bls/async_loop.py"),
     "redis": ("runtime/caching/redis_cache.py",),
+    "opentelemetry": ("runtime/observe/otel.py",),
 }
 # Imported anywhere: the arrays themselves, and the JSON of both edges.
 SHARED_LIBRARIES = {"numpy", "orjson"}
