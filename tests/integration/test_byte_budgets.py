@@ -61,6 +61,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, gate: int) -> Iterator[Port
     limit = f'parameters {{ key: "MAX_QUEUE_BYTES" value {{ string_value: "{MODEL_BYTES}" }} }}'
     write_identity(repository, "limited", extra=limit)
     write_model(repository, "gated", python_config(*ends), GATED)
+    narrow = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
+    write_model(
+        repository,
+        "narrow",
+        python_config([tensor_text("INPUT")], [tensor_text("OUTPUT")], max_batch_size=1, extra=narrow),
+        GATED.replace("np.zeros(1,", "np.zeros((1, 1),"),
+    )
     step = step_text("limited", {"INPUT": "INPUT"}, {"OUTPUT": "OUTPUT"})
     write_model(repository, "over", ensemble_config(*ends, [step]))
     with wire_server(repository, max_queue_bytes=SERVER_BYTES) as ports:
@@ -261,6 +268,27 @@ def test_a_call_that_breaks_off_gives_back_what_it_held(shared: Ports) -> None:
         assert held_bytes(shared) == 30_000
     while held_bytes(shared) != 0:
         os.sched_yield()
+
+
+def test_a_full_queue_too_says_when_to_try_again(shared: Ports, gate: int) -> None:
+    tensor = {"name": "INPUT", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    message = b"POST /v2/models/narrow/infer HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (
+        len(body),
+        body,
+    )
+    scheduler = shared.server.model("narrow").scheduler
+    with connect(shared) as running, connect(shared) as queued, connect(shared) as refused:
+        for count, client in enumerate((running, queued)):
+            client.sendall(message)
+            while (scheduler.in_flight, scheduler.pending()) != (count + 1, count):
+                os.sched_yield()
+        refused.sendall(message)
+        status, headers, answer = answer_on(refused)
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert answer == {"error": "[request id: <id_unknown>] Exceeds maximum queue size"}
+        os.write(gate, b"..")
+        assert [answer_on(client)[0] for client in (running, queued)] == [200, 200]
 
 
 def test_a_request_in_a_stream_is_refused_alone(shared: Ports) -> None:
