@@ -267,7 +267,8 @@ SERVE_FLAGS: tuple[Flag, ...] = (
         "trace-config",
         _T,
         "",
-        "mode=triton|opentelemetry, level, rate, count; triton,<file|log-frequency>=; opentelemetry,<url|resource|bsp_...>=",
+        "mode=triton|opentelemetry, level, rate, count; triton,<file|log-frequency>=; "
+        "opentelemetry,<url|resource|bsp_...>=",
         "Tracing",
         is_repeatable=True,
     ),

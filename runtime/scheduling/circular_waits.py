@@ -25,10 +25,7 @@ class CircularWaits:
 
     def refusal(self, request: InferenceRequest, instances: Collection[object]) -> InferenceError | None:
         """Note that `request` is to be queued; or why it must not be, when every instance would wait."""
-        own: list[object] = []
-        for execution in request.waiting:
-            if execution.instance in instances:
-                own.append(execution.instance)
+        own = [execution.instance for execution in request.waiting if execution.instance in instances]
         if not own:
             return None
         if len(self._waiting.keys() | set(own)) >= len(instances):

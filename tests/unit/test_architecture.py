@@ -35,10 +35,10 @@ HEAVY_LIBRARIES = {
     "networkx": ("dag/",),
     "onnxruntime": ("runtime/backends/onnx",),
     "torch": ("runtime/backends/torch",),
-    "grpc": ("runtime/frontends/grpc/",),
+    "hpack": ("runtime/frontends/grpc/http2/",),
     "starlette": ("runtime/frontends/http/",),
     "httptools": ("runtime/frontends/http/",),
-    "uvloop": ("runtime/frontends/http/", "bls/async_loop.py"),
+    "uvloop": ("runtime/frontends/http/", "runtime/frontends/grpc/call_loop.py", "bls/async_loop.py"),
     "redis": ("runtime/caching/redis_cache.py",),
     "opentelemetry": ("runtime/observe/otel.py",),
 }
