@@ -396,16 +396,21 @@ class OldestLane:
             sequence = self._slots[slot]
             if sequence is None or not sequence.waiting:
                 return
-            if self._table.drop_if_abandoned(sequence, now_ns):
+            request = sequence.waiting[0]
+            # Only asked where it may be so: this is done for every request.
+            if (request.cancellation.is_cancelled or request.deadline_ns) and self._table.drop_if_abandoned(
+                sequence, now_ns
+            ):
                 self._release(slot, now_ns)
                 continue
-            request = sequence.waiting.popleft()
+            sequence.waiting.popleft()
             self._table.waiting_count -= 1
             self._prepare(request, sequence)
             self._issued[request] = Turn(request, sequence)
             self._is_busy[slot] = True
             sequence.has_turn = True
             self._batcher.add(request, now_ns)
+            return
 
     def _release(self, slot: int, now_ns: int) -> None:
         """Give a slot to the next sequence, if one waits."""
