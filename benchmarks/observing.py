@@ -30,7 +30,7 @@ from cantata.runtime.frontends.http.server import HttpServer
 from cantata.runtime.observe.phases import EnsembleTimes
 from cantata.runtime.observe.statistics import StatisticsCounter
 from cantata.runtime.options import ServerOptions
-from cantata.runtime.scheduling import ensemble_scheduler
+from cantata.runtime.scheduling.ensemble_flight import StepSender
 from cantata.runtime.server import Server
 
 REQUESTS = 100
@@ -83,17 +83,16 @@ class Client:
 def without_counting() -> Iterator[None]:
     """Inside the block nothing is counted, and no moment of a step is kept."""
     kept = [(owner, name, getattr(owner, name)) for owner, name in COUNTING]
-    sender = ensemble_scheduler._StepSender
-    send = sender.send
+    send = StepSender.send
     for owner, name in COUNTING:
         setattr(owner, name, _nothing)
-    sender.send = _send_on  # type: ignore[method-assign]
+    StepSender.send = _send_on  # type: ignore[method-assign]
     try:
         yield
     finally:
         for owner, name, method in kept:
             setattr(owner, name, method)
-        sender.send = send  # type: ignore[method-assign]
+        StepSender.send = send  # type: ignore[method-assign]
 
 
 def _nothing(*_: object, **__: object) -> None:
