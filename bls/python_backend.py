@@ -90,6 +90,10 @@ class PythonModel:
         """Make the model's object and run its `initialize`."""
         return self._code.create_instance(placement, self._spec, self._config_text)
 
+    def reconfigure(self, config: ModelConfig) -> None:
+        """See ReconfigurableModel."""
+        self._config_text = json.dumps(model_config_to_json(config))
+
     def close(self) -> None:
         self._code.close()
 

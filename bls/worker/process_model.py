@@ -159,6 +159,10 @@ class ProcessModel:
         self._instances.append(instance)
         return instance
 
+    def reconfigure(self, config: ModelConfig) -> None:
+        """See ReconfigurableModel; what is started again is told the new configuration too."""
+        self._config = config
+
     def process_figures(self) -> ProcessFigures:
         """The figures of all instances together."""
         figures = [instance.figures() for instance in self._instances]

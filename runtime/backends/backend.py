@@ -156,6 +156,14 @@ class ProcessHostedModel(Protocol):
 
 
 @runtime_checkable
+class ReconfigurableModel(Protocol):
+    """What a model is besides whose instances are told the whole configuration."""
+
+    def reconfigure(self, config: ModelConfig) -> None:
+        """Make further instances for `config`, which differs from the present one in its groups and versions only."""
+
+
+@runtime_checkable
 class HostingBackend(Protocol):
     """What a backend is besides where the number of a model's instances decides what they are."""
 

@@ -15,6 +15,7 @@ from cantata.runtime.backends.backend import (
     BackendInstance,
     InstancePlacement,
     LoadedModel,
+    ReconfigurableModel,
     SelfReportingInstance,
     SenderHoldingInstance,
 )
@@ -88,6 +89,8 @@ class HostedInstances:
             present.setdefault(_key(one[0], one[1]), []).append(one)
         added: list[_Placed] = []
         placed: list[_Placed] = []
+        if isinstance(self._model, ReconfigurableModel):
+            self._model.reconfigure(config)
         try:
             for group, placement in place_by_group(config):
                 alike = present.get(_key(group, placement))

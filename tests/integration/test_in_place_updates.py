@@ -40,10 +40,25 @@ def _note(self, what):
     with open(os.path.join(os.environ["NOTES_OF_TEST"], what), "a") as notes:
         notes.write(f"{self.args['model_version']}:{self.args['model_instance_name']} ")
 """
-CODE = (
-    "import os\nimport numpy as np\nimport triton_python_backend_utils as pb_utils\n\n\nclass TritonPythonModel:\n"
-    + "".join(f"    {line}\n" if line else "\n" for line in COUNTING.strip().splitlines())
-)
+# Says how many instances its configuration has.
+TELLING = """
+def initialize(self, args):
+    import json
+    count = json.loads(args["model_config"])["instance_group"][0]["count"]
+    with open(os.path.join(os.environ["NOTES_OF_TEST"], "counts"), "a") as notes:
+        notes.write(f"{args['model_instance_name']}:{count} ")
+
+def execute(self, requests):
+    return []
+"""
+HEAD = "import os\nimport numpy as np\nimport triton_python_backend_utils as pb_utils\n\n\nclass TritonPythonModel:\n"
+
+
+def class_of(body: str) -> str:
+    return HEAD + "".join(f"    {line}\n" if line else "\n" for line in body.strip().splitlines())
+
+
+CODE = class_of(COUNTING)
 CONTROLS = """
 control_input [
   { name: "START" control [ { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } ] },
@@ -158,6 +173,14 @@ def test_an_instance_that_is_taken_away_finishes_its_batch(
     assert answers == [1.0] * 3
     os.close(reader)
     os.close(writer)
+
+
+def test_an_instance_that_is_added_is_told_the_new_configuration(site: Site) -> None:
+    site.write_version(1, class_of(TELLING))
+    with controlled(site) as server:
+        site.write(instances=2)
+        server.core.load_model("counted")
+    assert site.noted("counts") == ["counted_0_0:1", "counted_0_1:2"]
 
 
 def test_work_that_waits_runs_at_once_in_an_instance_that_is_added(

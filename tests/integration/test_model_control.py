@@ -101,6 +101,26 @@ def test_a_reload_that_fails_leaves_the_old_version_serving(repository: Path) ->
         assert server.value() == 333.0
 
 
+def test_an_ensemble_that_is_loaded_with_a_model_that_fails_in_part_calls_what_serves(
+    repository: Path,
+) -> None:
+    every = "version_policy { all { } }"
+    write_model(repository, "constant", python_config([IN], [OUT], extra=every), constant(1))
+    step = step_text("constant", {"INPUT": "INPUT"}, {"OUTPUT": "OUTPUT"}, version=1)
+    write_model(repository, "over", ensemble_config([IN], [OUT], [step]))
+    with Controlled(repository, "*") as server:
+        write_model(repository, "constant", None, constant(22))
+        write_model(repository, "constant", None, code="raise RuntimeError('not today')\n", version=2)
+        write_model(
+            repository,
+            "over",
+            ensemble_config([IN], [OUT], [step]) + '\nparameters { key: "a" value { string_value: "b" } }',
+        )
+        server.core.load_model("over")
+        assert server.core.model("over").config.parameters["a"].string_value == "b"
+        assert (server.value(), server.value("constant")) == (1.0, 1.0)
+
+
 def test_an_ensemble_that_no_longer_fits_keeps_the_model_that_it_had(repository: Path) -> None:
     with Controlled(repository, "*") as server:
         write_model(
