@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cantata.bls.response_iterator import ResponseFeed
@@ -10,6 +10,7 @@ from cantata.runtime.request import Cancellation
 from cantata.runtime.response import InferenceResponse
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 300), max_size=12))
 def test_a_stream_that_is_read_once_keeps_little(bursts: list[int]) -> None:
     feed = ResponseFeed(Cancellation(), lambda: None)
