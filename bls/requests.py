@@ -94,9 +94,7 @@ class InferenceRequest:
             raise TritonModelException("Correlation ID must be integer or string")
         for tensor in inputs:
             if not isinstance(tensor, Tensor):
-                if tensor is None:
-                    raise TritonModelException(f"Input tensor {_empty_in(request_id, model_name)}")
-                raise TypeError(f"expected a Tensor in the request's inputs, found type '{type(tensor)}'")
+                raise _no_tensor(tensor, request_id, model_name)
         for name in requested_output_names:
             if not name:
                 raise TritonModelException(f"Requested output name {_empty_in(request_id, model_name)}")
@@ -211,6 +209,13 @@ class InferenceRequest:
         if activity is None or not activity.allows_calls:
             raise TritonModelException("BLS is only supported during the 'execute' function.")
         return activity
+
+
+def _no_tensor(found: object, request_id: str, model_name: str) -> Exception:
+    """The error of what is among a request's inputs and is no tensor."""
+    if found is None:
+        return TritonModelException(f"Input tensor {_empty_in(request_id, model_name)}")
+    return TypeError(f"expected a Tensor in the request's inputs, found type '{type(found)}'")
 
 
 def _empty_in(request_id: str, model_name: str) -> str:
