@@ -93,9 +93,9 @@ class SequenceTable:
     """Admission, slots, backlog and idleness of all sequences of one model version.
 
     Invariants, for `check_invariants`:
-    - a sequence in `_live` is not closed, and is in `_active` if it has a slot, in the backlog if not;
+    - a sequence in `_live` is not closed, and is in `_checks` once if it has a slot, in the backlog if not;
     - while a sequence is in the backlog no slot is free;
-    - `_active` is in the order of `last_ns`, oldest first.
+    - nothing in `_checks` is there later than its sequence may be found idle.
     """
 
     def __init__(self, model_name: str, max_idle_ns: int, *, is_iterative: bool) -> None:
@@ -104,8 +104,11 @@ class SequenceTable:
         self._max_idle_ns = max_idle_ns
         self._is_iterative = is_iterative
         self._live: dict[int | str, Sequence] = {}
-        # The live sequences that have slots.
-        self._active: OrderedDict[Sequence, None] = OrderedDict()
+        # (when to see whether it is idle, order, sequence): of those that have slots, and of some that are closed.
+        self._checks: list[tuple[int, int, Sequence]] = []
+        # When idleness was last looked for; the next time is so much later at least, for many sequences at once.
+        self._checked_ns = 0
+        self._least_pause_ns = max_idle_ns // 32
         self._backlog: OrderedDict[Sequence, None] = OrderedDict()
         # (expires_ns, order, sequence); entries are out of date when the sequence has left the backlog since.
         self._expiries: list[tuple[int, int, Sequence]] = []
@@ -178,16 +181,13 @@ class SequenceTable:
     def ran(self, sequence: Sequence, now_ns: int) -> None:
         """The request of a sequence that had its turn is over: it is idle from now on, unless more wait."""
         sequence.has_turn = False
-        if sequence in self._active:
-            sequence.last_ns = now_ns
-            self._active.move_to_end(sequence)
+        sequence.last_ns = now_ns
 
     def close(self, sequence: Sequence) -> None:
         """Let no more requests into a sequence; those that wait still run."""
         sequence.is_closed = True
         if self._live.get(sequence.correlation_id) is sequence:
             del self._live[sequence.correlation_id]
-        self._active.pop(sequence, None)
 
     def drop(self, sequence: Sequence, reason: DropReason, others: DropReason) -> None:
         """End a sequence and drop all that wait in it: the first for `reason`, the `others` because of that."""
@@ -242,24 +242,26 @@ class SequenceTable:
                 del self._backlog[sequence]
                 self.drop(sequence, DropReason.BACKLOG_TIMEOUT, DropReason.BACKLOG_TIMEOUT)
         idle: list[Sequence] = []
-        while self._active:
-            sequence = next(iter(self._active))
-            if sequence.last_ns + self._max_idle_ns > now_ns:
-                break
-            if sequence.has_turn or sequence.waiting:
-                # It waits for us, not for its client.
-                sequence.last_ns = now_ns
-                self._active.move_to_end(sequence)
+        self._checked_ns = now_ns
+        while self._checks and self._checks[0][0] <= now_ns:
+            sequence = heapq.heappop(self._checks)[2]
+            if sequence.is_closed:
                 continue
-            self.close(sequence)
-            idle.append(sequence)
+            # While something waits or runs, it waits for us, and not for its client.
+            active_ns = now_ns if sequence.has_turn or sequence.waiting else sequence.last_ns
+            if active_ns + self._max_idle_ns > now_ns:
+                self._check_at(active_ns + self._max_idle_ns, sequence)
+            else:
+                self.close(sequence)
+                idle.append(sequence)
         return idle
 
     def expires_at(self) -> int:
         """When `expire` has something to do, at the earliest; NEVER if nothing can expire."""
         times = [entry[0] for entry in self._expiries[:1]]
-        if self._active:
-            times.append(next(iter(self._active)).last_ns + self._max_idle_ns)
+        while self._checks and self._checks[0][2].is_closed:
+            heapq.heappop(self._checks)
+        times += [max(entry[0], self._checked_ns + self._least_pause_ns) for entry in self._checks[:1]]
         return min(times, default=NEVER)
 
     def drain_backlog(self) -> list[InferenceRequest]:
@@ -267,7 +269,7 @@ class SequenceTable:
         waiting = [request for sequence in self._backlog for request in sequence.waiting]
         self.waiting_count -= len(waiting)
         self._backlog.clear()
-        self._active.clear()
+        self._checks.clear()
         self._live.clear()
         self._expiries.clear()
         return waiting
@@ -283,11 +285,8 @@ class SequenceTable:
             assert sequence.correlation_id == correlation_id
             assert not sequence.is_closed
             assert (sequence in self._backlog) is (sequence.lane == BACKLOG)
-            tracked = sequence.lane != BACKLOG and not self._is_iterative
-            assert (sequence in self._active) is tracked
-        assert all(self._live.get(sequence.correlation_id) is sequence for sequence in self._active)
-        times = [sequence.last_ns for sequence in self._active]
-        assert times == sorted(times)
+            checks = [check_ns for check_ns, _, checked in self._checks if checked is sequence]
+            assert len(checks) == (sequence.lane != BACKLOG and not self._is_iterative)
         waiting = sum(len(sequence.waiting) for sequence in (*slotted, *self._backlog))
         assert self.waiting_count == waiting
 
@@ -320,8 +319,15 @@ class SequenceTable:
         sequence.lane, sequence.slot = lane, slot
         if not sequence.is_closed and not self._is_iterative:
             sequence.last_ns = now_ns
-            self._active[sequence] = None
+            self._check_at(now_ns + self._max_idle_ns, sequence)
         return sequence
+
+    def _check_at(self, time_ns: int, sequence: Sequence) -> None:
+        heapq.heappush(self._checks, (time_ns, next(self._order), sequence))
+        # Those of closed sequences must not outnumber the others by more than these.
+        if len(self._checks) > 2 * len(self._live) + 64:
+            self._checks = [entry for entry in self._checks if not entry[2].is_closed]
+            heapq.heapify(self._checks)
 
     def _note_expiry(self, sequence: Sequence, request: InferenceRequest, now_ns: int) -> None:
         if not request.timeout_us:

@@ -289,7 +289,6 @@ def test_a_sequence_is_idle_from_the_end_of_its_last_request(
     batcher.batcher.expire(batcher.now_ns)
     batcher.now_ns += 1
     batcher.finish(turns)
-    assert batcher.batcher.expires_at() == batcher.now_ns + IDLE_NS
     batcher.batcher.expire(batcher.now_ns + IDLE_NS - 1)
     assert batcher.batcher.is_live(1)
     batcher.batcher.expire(batcher.now_ns + IDLE_NS)
@@ -305,6 +304,24 @@ def test_what_a_sequence_that_ends_has_waiting_still_runs(
     batcher.add(1, "1b", end=True)
     batcher.add(2, "2a", start=True)
     assert [batcher.run() for _ in range(3)] == [["1a"], ["1b"], ["2a"]]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_many_sequences_that_become_idle_one_after_another_are_ended_together(
+    bench: MakeBench, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    batcher = bench(strategy(), max_batch_size=200)
+    for number in range(1, 101):
+        batcher.now_ns = number
+        batcher.add(number, start=True)
+        batcher.run()
+    wakes = 0
+    while (expires_ns := batcher.batcher.expires_at()) != NEVER:
+        batcher.now_ns = max(batcher.now_ns, expires_ns)
+        batcher.batcher.expire(batcher.now_ns)
+        wakes += 1
+    assert wakes == 2
+    assert batcher.now_ns == IDLE_NS + 1 + IDLE_NS // 32
 
 
 def test_a_late_clock_gives_clients_as_long_again() -> None:
