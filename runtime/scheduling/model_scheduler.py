@@ -137,14 +137,15 @@ class ModelScheduler:
         try:
             with self._lock:
                 instance = self._admit(request, now_ns)
-                is_due = self._due > 0
+                # An instance that is about to take a batch takes one request at least, and looks for itself whether it
+                # is cancelled; those that may be left over are watched.
+                may_wait = len(self._batcher) > self._due or self._is_limited
         except InferenceError:
             self._in_flight.leave()
             raise
         if instance is not None:
             self._workers.dispatch(instance)
-        if self._is_limited or (instance is None and not is_due):
-            # What an instance is about to take need not be watched: it looks for itself.
+        if may_wait:
             request.cancellation.watch(request)
 
     def run_instance(self, instance: ScheduledInstance) -> None:

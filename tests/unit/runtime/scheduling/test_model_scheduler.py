@@ -333,6 +333,20 @@ def test_a_queued_request_that_is_cancelled_is_answered_at_once(harness: Harness
     assert scheduler.failures()["CANCELED"] == 1
 
 
+def test_what_comes_while_an_instance_is_about_to_run_may_leave_too(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance, max_batch_size=1)
+    with harness.workers.collecting() as work:
+        # The instance is due, and has not taken its batch: it will be of the first request alone.
+        first, second = harness.enqueue(scheduler, "first", "second")
+        second.cancellation.cancel()
+        assert error(second) == (StatusCode.CANCELLED, "")
+        work.run()
+    instance.finish()
+    assert answer(first).id == "first"
+    assert instance.batches == [["first"]]
+
+
 def test_all_queued_requests_that_share_a_cancellation_leave(harness: Harness) -> None:
     instance = ManualInstance()
     scheduler = harness.scheduler(instance)
