@@ -200,7 +200,12 @@ class ModelRepository:
             for name, entry in load_set.entries.items()
             if name not in before or entry.versions != before[name].versions
         )
-        serving = {name: before[name].versions for name in dependents}
+        # Those whose last try failed are tried again: what they serve was made from something else.
+        serving = {
+            name: before[name].versions
+            for name in dependents
+            if self._known[name].served is self._known[name].prepared
+        }
         load_set.load([self._known[name].prepared for name in dependents], kept=serving)
         keep = [name for name in dependents if not self._known[name].prepared.step_models & set(removed)]
         refused.update(self._withdraw_failed(load_set, keep, before))
@@ -223,6 +228,8 @@ class ModelRepository:
             version.state = ModelState.UNLOADING
         endings = load_set.change_kept()
         self._remember(prepared, explicit, removed, refused.keys())
+        for name in set(dependents) - refused.keys():
+            self._known[name].served = self._known[name].prepared
         self._retirement.retire(leaving)
         self._retirement.end_later(endings)
 
@@ -346,9 +353,9 @@ class ModelRepository:
         return (now.meanings, now.ambiguous) != (known.prepared.meanings, known.prepared.ambiguous)
 
     def _is_due(self, model: PreparedModel) -> bool:
-        """Whether loading it would change anything."""
-        name = model.directory.identifier
-        return self._is_changed(model.directory) or not self._registry.entry(name).ready_versions
+        """Whether loading it would change anything, or may succeed where it failed before."""
+        entry = self._registry.entry(model.directory.identifier)
+        return self._is_changed(model.directory) or bool(entry.failures) or not entry.ready_versions
 
     def _dependents_of(self, names: Iterable[str]) -> list[str]:
         """The known ensembles that need one of `names`, directly or through others, and are not among them."""

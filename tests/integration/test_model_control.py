@@ -36,6 +36,12 @@ def write_over(repository: Path, model: str = "constant", name: str = "over") ->
     write_model(repository, name, ensemble_config([IN], [OUT], [step]))
 
 
+def write_mapped(repository: Path, output: str, version: int = -1) -> None:
+    """An ensemble that answers with one of the model's outputs."""
+    step = step_text("constant", {"INPUT": "INPUT"}, {output: "OUTPUT"}, version=version)
+    write_model(repository, "over", ensemble_config([IN], [OUT], [step]))
+
+
 class Controlled(EmbeddedServer):
     """An embedded server under explicit control."""
 
@@ -99,6 +105,59 @@ def test_a_reload_that_fails_leaves_the_old_version_serving(repository: Path) ->
         write_constant(repository, 333)
         server.core.load_model("constant")
         assert server.value() == 333.0
+
+
+def test_a_reload_that_failed_for_a_passing_reason_can_be_tried_again(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    needed = tmp_path_factory.mktemp("elsewhere") / "needed"
+    with Controlled(repository, "*") as server:
+        initialize = f"def initialize(self, args):\n    open({str(needed)!r}).close()\n"
+        write_model(repository, "constant", None, initialize + constant(22))
+        for _ in range(2):
+            with pytest.raises(InferenceError, match=r"load failed for model 'constant': version 1 .*needed"):
+                server.core.load_model("constant")
+        needed.touch()
+        server.core.load_model("constant")
+        assert (server.value(), server.value("constant")) == (22.0, 22.0)
+        assert server.states()["constant"] == ("READY", "")
+
+
+def test_an_ensemble_whose_reload_failed_is_still_what_it_was_when_its_model_gets_another_version(
+    repository: Path,
+) -> None:
+    every = "version_policy { all { } }"
+    write_model(repository, "constant", python_config([IN], [OUT], extra=every), constant(1))
+    write_mapped(repository, "OUTPUT", version=1)
+    with Controlled(repository, "*") as server:
+        write_mapped(repository, "OTHER", version=1)
+        with pytest.raises(InferenceError, match="OTHER"):
+            server.core.load_model("over")
+        write_model(repository, "constant", None, constant(2), version=2)
+        server.core.load_model("constant")
+        ensemble = server.core.model("over").config.ensemble_scheduling
+        assert ensemble is not None
+        assert dict(ensemble.step[0].output_map) == {"OUTPUT": "OUTPUT"}
+        assert server.value() == 1.0
+
+
+def test_an_ensemble_that_came_to_fit_by_its_models_reload_is_changed_by_its_own(repository: Path) -> None:
+    with Controlled(repository, "*") as server:
+        write_mapped(repository, "OTHER")
+        with pytest.raises(InferenceError, match="OTHER"):
+            server.core.load_model("over")
+        both = (
+            "def execute(self, requests):\n"
+            "    values = [('OUTPUT', 1), ('OTHER', 2)]\n"
+            "    tensors = [pb_utils.Tensor(name, np.array([n], np.float32)) for name, n in values]\n"
+            "    return [pb_utils.InferenceResponse(tensors) for _ in requests]"
+        )
+        write_model(repository, "constant", python_config([IN], [OUT, tensor_text("OTHER")]), both)
+        server.core.load_model("constant")
+        assert server.value() == 2.0
+        write_mapped(repository, "OUTPUT")
+        server.core.load_model("over")
+        assert server.value() == 1.0
 
 
 def test_an_ensemble_that_is_loaded_with_a_model_that_fails_in_part_calls_what_serves(
