@@ -44,6 +44,7 @@ class InstanceScheduler(Protocol):
 class InstanceChange:
     """What changes the instances from one configuration's to another's. Those `added` are ready to execute."""
 
+    config: ModelConfig
     placed: tuple[_Placed, ...]
     added: tuple[_Placed, ...]
     removed: tuple[_Placed, ...]
@@ -67,6 +68,8 @@ class HostedInstances:
         self._scheduler = scheduler
         self._warm_up = warm_up
         self._limits = limits
+        # What the instances are of; None while there are none yet.
+        self._config: ModelConfig | None = None
         self._placed: tuple[_Placed, ...] = ()
         # Those whose model says by itself whether it is ready.
         self.reporting: tuple[SelfReportingInstance, ...] = ()
@@ -89,9 +92,8 @@ class HostedInstances:
             present.setdefault(_key(one[0], one[1]), []).append(one)
         added: list[_Placed] = []
         placed: list[_Placed] = []
-        if isinstance(self._model, ReconfigurableModel):
-            self._model.reconfigure(config)
         try:
+            self._reconfigure(config)
             for group, placement in place_by_group(config):
                 alike = present.get(_key(group, placement))
                 if alike:
@@ -104,13 +106,15 @@ class HostedInstances:
                 self._limits.add(added)
         except BaseException:
             _close_all(added)
+            self._reconfigure(self._config)
             raise
         removed = tuple(one for alike in present.values() for one in alike)
-        return InstanceChange(tuple(placed), tuple(added), removed)
+        return InstanceChange(config, tuple(placed), tuple(added), removed)
 
     def commit(self, change: InstanceChange) -> Callable[[], None]:
         """Carry out a change, those added before those removed. What is returned waits for these, and closes them."""
         scheduler = self._scheduler
+        self._config = change.config
         self._placed = change.placed
         self.reporting = tuple(
             instance
@@ -134,11 +138,16 @@ class HostedInstances:
         if self._limits is not None:
             self._limits.remove([instance for _, _, instance in change.added])
         _close_all(change.added)
+        self._reconfigure(self._config)
 
     def close(self) -> None:
         """Forget the instances, which are closed by their scheduler."""
         if self._limits is not None:
             self._limits.remove([instance for _, _, instance in self._placed])
+
+    def _reconfigure(self, config: ModelConfig | None) -> None:
+        if config is not None and isinstance(self._model, ReconfigurableModel):
+            self._model.reconfigure(config)
 
 
 def _key(group: ModelInstanceGroup, placement: InstancePlacement) -> _Key:
