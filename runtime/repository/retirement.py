@@ -74,7 +74,8 @@ class Retirement:
             thread.join(max(0.0, (deadline_ns - monotonic_ns()) / 1e9))
         with self._lock:
             stuck, self._draining = self._draining, set()
-        all_ended = all_ended and not stuck
+        # One whose thread has not begun may have nothing left to wait for.
+        all_ended = all_ended and _wait_until_idle(list(stuck), deadline_ns)
         remaining += stuck
         # An ensemble goes before the models that its steps call.
         for version in sorted(remaining, key=_depth, reverse=True):
@@ -82,14 +83,13 @@ class Retirement:
         return all_ended
 
     def _take_free(self) -> list[ModelVersion]:
-        """The leaving versions that nobody holds; the caller holds the lock."""
+        """The leaving versions that nobody holds, to be drained from now on; the caller holds the lock."""
         free = [version for version in self._leaving if not self._holders[version]]
         self._leaving.difference_update(free)
+        self._draining.update(free)
         return free
 
     def _start(self, versions: list[ModelVersion]) -> None:
-        with self._lock:
-            self._draining.update(versions)
         for version in versions:
             self._run(partial(self._drain, version), f"cantata-unload-{version.name}")
 
