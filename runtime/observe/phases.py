@@ -136,16 +136,16 @@ class _StepCounter:
         )
 
 
-def path_phases(received_ns: int, queued_ns: int, last: Span, end_ns: int) -> Phases:
+def path_phases(received_ns: int, queued_ns: int, last: Span | None, end_ns: int) -> Phases:
     """Where the time of an ensemble's request went, as far as it was waited for."""
     path = [0] * len(Phases._fields)
-    until_ns = last.ended_ns
+    until_ns = ended_ns = queued_ns if last is None else last.ended_ns
     span: Span | None = last
     while span is not None:
         _add(path, phases_until(span, until_ns))
         until_ns = span.received_ns
         span = span.origin
-    _add(path, Phases(until_ns - queued_ns, 0, queued_ns - received_ns, 0, end_ns - last.ended_ns))
+    _add(path, Phases(until_ns - queued_ns, 0, queued_ns - received_ns, 0, end_ns - ended_ns))
     return Phases(*path)
 
 
@@ -163,15 +163,15 @@ class EnsembleTimes:
         self._own = _StepCounter()
 
     def count(
-        self, received_ns: int, queued_ns: int, spans: Collection[Span], last: Span, end_ns: int
+        self, received_ns: int, queued_ns: int, spans: Collection[Span], last: Span | None, end_ns: int
     ) -> None:
-        """Count a request that is answered; `last` is the span whose end ended it.
+        """Count a request that is answered; `last` is the span whose end ended it, None where there was none.
 
         Every request of an ensemble comes here: what is usual is counted without a call or an object.
         """
         usual = self._usual
         on_path = 0
-        until_ns = last.ended_ns
+        until_ns = ended_ns = queued_ns if last is None else last.ended_ns
         span: Span | None = last
         while span is not None:
             on_path += 1
@@ -197,14 +197,14 @@ class EnsembleTimes:
                 sums[6] += times.output_ns
             until_ns = begin_ns
             span = span.origin
-        if on_path != len(spans):
+        if on_path != len(spans) and last is not None:
             self._count_beside(spans, last)
         own = self._own
         own.count += 1
         sums = own.both
         sums[0] += until_ns - queued_ns
         sums[2] += queued_ns - received_ns
-        sums[4] += end_ns - last.ended_ns
+        sums[4] += end_ns - ended_ns
 
     def _count_unusual(self, span: Span, until_ns: int) -> bool:
         """Count a span of the path; returns whether its whole time had been counted before."""

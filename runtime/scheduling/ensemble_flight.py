@@ -7,6 +7,7 @@ Decides nothing about steps: that is `cantata.dag.run`'s. What all requests of a
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,7 +25,7 @@ from cantata.dag.run import (
     StopReason,
 )
 from cantata.runtime.clock import monotonic_ns
-from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument, unavailable
+from cantata.runtime.errors import InferenceError, StatusCode, internal_error, invalid_argument, unavailable
 from cantata.runtime.observe.phases import UNKNOWN_PATH
 from cantata.runtime.observe.statistics import ComputeTimes
 from cantata.runtime.request import EXPIRED, SEQUENCE_END, SEQUENCE_START, InferenceRequest
@@ -35,6 +36,8 @@ from cantata.runtime.tensor import Tensor
 if TYPE_CHECKING:
     from cantata.runtime.scheduling.ensemble_scheduler import EnsembleScheduler
 
+_log = logging.getLogger("cantata.scheduler")
+
 _Run: TypeAlias = EnsembleRun[Tensor, InferenceError]
 _Instruction: TypeAlias = Instruction[Tensor, InferenceError]
 _Answer: TypeAlias = Respond[Tensor] | Finish | Fail[InferenceError]
@@ -44,6 +47,15 @@ WaitingStep: TypeAlias = "tuple[EnsembleFlight, RunStep[Tensor], StepSender | No
 _MOST_SPANS = 256
 _WITHHELD = unavailable("the ensemble has failed already")
 _SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
+
+
+class _ThreadState(threading.local):
+    # The steps that have got a place on this thread, and run one after the other; None while none runs. Each may be
+    # refused at once and let in the next: one inside the other they would pile up on the stack.
+    placed: deque[WaitingStep] | None = None
+
+
+_thread = _ThreadState()
 
 
 class StepSender:
@@ -156,8 +168,6 @@ class EnsembleFlight:
         now_ns: int,
     ) -> None:
         """One response of one step; called on whichever thread has it."""
-        if final and self._scheduler.limits is not None:
-            self._release(self._scheduler.limits, run_step)
         with self._lock:
             if final:
                 self._last = sender
@@ -166,6 +176,8 @@ class EnsembleFlight:
             if self._request.cancellation.is_cancelled:
                 self._run.cancel()
             steps = self._sort(self._advance(run_step, response, final))
+        if final and self._scheduler.limits is not None:
+            self._release(self._scheduler.limits, run_step)
         self._carry_out(steps, sender, now_ns)
 
     def wait_until_ready(self) -> None:
@@ -192,12 +204,16 @@ class EnsembleFlight:
                 )
             except InferenceError as refusal:
                 error = self._located(run_step, refusal)
+            except Exception as failure:
+                _log.exception("a step of ensemble '%s' could not be run", self._scheduler.spec.model_name)
+                error = self._located(run_step, internal_error(f"{type(failure).__name__}: {failure}"))
         if error is None:
             return []
+        with self._lock:
+            steps = self._sort(self._run.step_failed(run_step, error))
         if self._scheduler.limits is not None:
             self._release(self._scheduler.limits, run_step)
-        with self._lock:
-            return self._sort(self._run.step_failed(run_step, error))
+        return steps
 
     def _step_request(
         self, run_step: RunStep[Tensor], origin: StepSender | None, now_ns: int
@@ -284,10 +300,23 @@ class EnsembleFlight:
     def _release(self, limits: StepLimits[WaitingStep], run_step: RunStep[Tensor]) -> None:
         """Let the next request of any run into the step that this one leaves."""
         following = limits.release(run_step.step.index)
-        if following is not None:
-            flight, next_step, origin = following
-            flight._request.cancellation.remove_listener(next_step)
-            flight._take_place(next_step, origin)
+        if following is None:
+            return
+        if _thread.placed is not None:
+            _thread.placed.append(following)
+            return
+        placed = _thread.placed = deque((following,))
+        try:
+            while placed:
+                flight, next_step, origin = placed.popleft()
+                flight._request.cancellation.remove_listener(next_step)
+                try:
+                    flight._take_place(next_step, origin)
+                except Exception:
+                    # The others have their places already.
+                    _log.exception("a request of ensemble '%s' failed", flight._scheduler.spec.model_name)
+        finally:
+            _thread.placed = None
 
     def _withdraw(self, limits: StepLimits[WaitingStep], waiting: WaitingStep) -> None:
         """A step that waits for a place need not run any more."""
@@ -342,7 +371,6 @@ class EnsembleFlight:
         response = self._response(answer) if isinstance(answer, Respond) else None
         final = response is None or answer.final  # type: ignore[union-attr]
         if final:
-            assert self._last is not None
             times = ComputeTimes(self._input_ns, self._infer_ns, self._output_ns, path=UNKNOWN_PATH)
             scheduler.count_success(request, times, self._spans, self._last)
             # They know this flight, and the collector of cycles need not.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from cantata.dag.plan import Plan
 from cantata.runtime.clock import monotonic_ns
@@ -24,6 +24,10 @@ from cantata.runtime.scheduling.flight import Flight
 from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
 from cantata.runtime.scheduling.step_limits import StepLimits
 from cantata.runtime.scheduling.timer import Timer
+
+
+# Who wants to know, beside traces, which steps a request waited for.
+_READERS_OF_PATHS: Final = (StepSender, Flight)
 
 
 class StepModel(Protocol):
@@ -107,9 +111,12 @@ class EnsembleScheduler:
             return self._times.figures()
 
     def count_success(
-        self, request: InferenceRequest, times: ComputeTimes, spans: list[StepSender], last: StepSender
+        self, request: InferenceRequest, times: ComputeTimes, spans: list[StepSender], last: StepSender | None
     ) -> None:
-        """Count a request that is about to be answered finally; `times` are the sums over its steps."""
+        """Count a request that is about to be answered finally; `times` are the sums over its steps.
+
+        `last` is None where no step ran: only inputs were wanted.
+        """
         end_ns = monotonic_ns()
         request.times = times
         received_ns, queued_ns = request.received_ns, request.queued_ns
@@ -118,7 +125,7 @@ class EnsembleScheduler:
             self._times.count(received_ns, queued_ns, spans, last, end_ns)
             if self._statistics.latencies is not None:
                 self._statistics.tell_latencies(request, queued_ns, times, end_ns)
-        if request.trace is not None or isinstance(request.sender, StepSender | Flight):
+        if request.trace is not None or isinstance(request.sender, _READERS_OF_PATHS):
             times.path = path_phases(received_ns, queued_ns, last, end_ns)
 
     def count_first_response(self, request: InferenceRequest) -> None:
