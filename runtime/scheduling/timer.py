@@ -9,8 +9,12 @@ import heapq
 import itertools
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from cantata.runtime.clock import monotonic_ns
+
+# Conditions cannot wait for as long as a request may say; after this long it is looked at again.
+_LONGEST_WAIT_S: Final = 3600.0
 
 
 class Timer:
@@ -52,8 +56,8 @@ class Timer:
         while True:
             with self._condition:
                 while not self._is_closed and (not self._heap or self._heap[0][0] > monotonic_ns()):
-                    wait_s = (self._heap[0][0] - monotonic_ns()) / 1e9 if self._heap else None
-                    self._condition.wait(wait_s)
+                    wait_s = (self._heap[0][0] - monotonic_ns()) / 1e9 if self._heap else _LONGEST_WAIT_S
+                    self._condition.wait(min(wait_s, _LONGEST_WAIT_S))
                 if self._is_closed:
                     return
                 callback = heapq.heappop(self._heap)[2]

@@ -12,6 +12,7 @@ import pytest
 from cantata.grammars import messages
 from cantata.runtime.frontends.grpc.http2 import frames
 from cantata.runtime.frontends.grpc.http2.frames import (
+    ACK,
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -148,6 +149,38 @@ def test_the_servers_windows_are_given_back(client: Http2Client) -> None:
     assert int.from_bytes(client.wait_for(WINDOW_UPDATE).payload, "big") > 1 << 20
     client.call(1001)
     assert client.answer(1001).headers["grpc-status"] == "0"
+
+
+def test_a_small_answer_does_not_wait_for_a_large_one_to_end(front_end: GrpcServer) -> None:
+    with http2_client(front_end.port, {Setting.INITIAL_WINDOW_SIZE: 1 << 20}) as client:
+        client.call(1, infer_message(900_000), path=INFER)
+        received = 0
+        while received < frames.DEFAULT_WINDOW:
+            received += len(client.wait_for(DATA, 1).payload)
+        client.call(3, infer_message(400), path=INFER)
+        client.frame(PING, 0, 0, bytes(8))
+        client.wait_for(PING)
+        for _ in range(3):
+            client.frame(WINDOW_UPDATE, 0, 0, pack(">L", 1000))
+        assert client.answer(3).headers["grpc-status"] == "0"
+
+
+def test_a_call_that_is_answered_at_once_is_not_reset(client: Http2Client) -> None:
+    client.call(1, None)
+    client.frame(DATA, END_STREAM, 1, prefixed(b""))
+    assert client.answer(1).data == prefixed(LIVE)
+    client.frame(PING, 0, 0, b"12345678")
+    assert next(frame.kind for frame in client.frames() if frame.kind != SETTINGS) == PING
+
+
+def test_the_preface_may_come_in_parts(front_end: GrpcServer) -> None:
+    first = frames.CLIENT_PREFACE + frames.settings_frame({}) + frames.ping_frame(b"12345678")
+    with socket.create_connection(("127.0.0.1", front_end.port), timeout=20) as connection:
+        for byte in first:
+            connection.sendall(bytes((byte,)))
+        received = b""
+        while frames.ping_frame(b"12345678", ACK) not in received:
+            received += connection.recv(65536)
 
 
 # --- calls that are none
@@ -303,6 +336,22 @@ def test_more_calls_at_once_than_allowed_are_refused_one_by_one() -> None:
         for stream_id in range(1, 2 * 4097 + 1, 2):
             client.call(stream_id, None)
         assert client.wait_for(RST_STREAM, 2 * 4097 - 1).payload == pack(">L", ErrorCode.REFUSED_STREAM)
+
+
+def test_a_client_that_asks_and_never_reads_is_cut_off(front_end: GrpcServer) -> None:
+    with http2_client(front_end.port) as client:
+        client.call(1, None, path="/nothing", content_type="application/grpc")
+        # By now its table has all of these headers.
+        block = client.block(path="/nothing", content_type="application/grpc")
+        with pytest.raises(OSError):
+            for start in range(3, 4_000_000, 2000):
+                client.send(
+                    b"".join(
+                        frames.frame_header(len(block), HEADERS, END_HEADERS | END_STREAM, stream_id) + block
+                        for stream_id in range(start, start + 2000, 2)
+                    )
+                )
+    still_serves(front_end)
 
 
 def test_a_stopping_server_says_goodbye_and_finishes_what_it_has() -> None:

@@ -39,6 +39,10 @@ _START_OF_TRAILERS: Final = frame_header(len(KNOWN_END), HEADERS, END_HEADERS | 
 class CallReader(Protocol):
     """What is done with what a call brings."""
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the client has so much to read that it should send nothing more."""
+
     def on_size(self, size: int) -> None:
         """A message of so many bytes begins to arrive; not said of one that arrived at once. Last call to refuse it."""
 
@@ -68,6 +72,9 @@ class CallConnection(Protocol):
 
     def write(self, data: bytes | memoryview) -> None:
         """Send bytes, together with what else is written in this round."""
+
+    def return_window(self, call: Call) -> None:
+        """Let the client send more, if its reader is not behind."""
 
     def wait_for_window(self, call: Call) -> None:
         """Have `call.pump` called when there may be room for what it has to send."""
@@ -134,6 +141,11 @@ class Call:
     def metadata(self) -> Metadata:
         """What the client sent beside its messages."""
         return self.head.metadata
+
+    def caught_up(self) -> None:
+        """The reader is not behind any more."""
+        if not self.is_over:
+            self._connection.return_window(self)
 
     @property
     def is_sending(self) -> bool:
@@ -355,6 +367,8 @@ class Call:
 
 class _NoReader:
     """Reads a call that nobody has taken yet, or any more."""
+
+    is_behind = False
 
     def on_size(self, size: int) -> None: ...
 

@@ -30,6 +30,11 @@ from cantata.runtime.frontends.tls import TlsFiles
 _log = logging.getLogger("cantata.grpc")
 
 _READ_BUFFER_BYTES: Final = 256 << 10
+# How much of what a client names is repeated to it.
+_SHOWN: Final = 64
+# How long clients that go on reading may take over their last answers, in seconds.
+_LONGEST_FAREWELL_S: Final = 30.0
+_SHORTEST_LOOK_S: Final = 0.5
 # How long calls that were cancelled may take to notice, in seconds.
 _LAST_GRACE_S: Final = 5.0
 
@@ -56,6 +61,8 @@ class CallLoop:
         self._connections: set[Connection] = set()
         self.read_buffer = memoryview(bytearray(_READ_BUFFER_BYTES))
         self._work = workers.collecting()
+        # Calls that threads of their own answer.
+        self.slow_calls = 0
         # Set while a connection takes what was read; it then calls `end_read`.
         self.is_reading = False
         # Whether models are about to be run and answers written, and the connections that have some.
@@ -123,6 +130,10 @@ class CallLoop:
                 assert self._loop is not None
                 self._loop.call_soon(self._run_round)
 
+    def slow_call_ended(self) -> None:
+        """A thread that answered a call has ended; on the loop's thread."""
+        self.slow_calls -= 1
+
     def every_second(self, action: Callable[[], None] | None) -> None:
         """Have `action` called about once a second until this is called with None; on the loop's thread."""
         self._every_second = action
@@ -135,7 +146,10 @@ class CallLoop:
         """A client has connected."""
         self._connections.add(connection)
         most = self._options.max_connections
-        if most and len(self._connections) > most:
+        if self._all_closed is not None:
+            # The server stops; this one had begun to connect before.
+            connection.drain()
+        elif most and len(self._connections) > most:
             connection.end(ErrorCode.ENHANCE_YOUR_CALM, "there are too many connections")
 
     def end_read(self) -> None:
@@ -165,7 +179,7 @@ class CallLoop:
             return
         if not is_known(head.encoding):
             accepted = ((b"grpc-accept-encoding", ENCODINGS.encode()),)
-            call.fail(codes.UNIMPLEMENTED, f"unknown grpc-encoding '{head.encoding}'", accepted)
+            call.fail(codes.UNIMPLEMENTED, f"unknown grpc-encoding '{head.encoding[:_SHOWN]}'", accepted)
             return
         if head.timeout_ns is not None:
             call.deadline_ns = monotonic_ns() + max(1, head.timeout_ns)
@@ -267,13 +281,27 @@ class CallLoop:
         for connection in tuple(self._connections):
             connection.drain()
         self._flush()
-        if not await self._are_closed(grace_s):
+        if not await self._are_closed(grace_s) and not await self._are_read(grace_s):
             for connection in tuple(self._connections):
                 connection.abort()
             if not await self._are_closed(_LAST_GRACE_S):
                 _log.warning("gRPC: connections do not close; the server stops without them")
         if self._second_timer is not None:
             self._second_timer.cancel()
+
+    async def _are_read(self, grace_s: float) -> bool:
+        """Go on waiting while some client reads what it is still to get; whether all connections closed then."""
+        assert self._loop is not None
+        end_s = self._loop.time() + _LONGEST_FAREWELL_S
+        before: dict[Connection, object] = {}
+        while self._loop.time() < end_s:
+            now = {connection: connection.standstill for connection in self._connections}
+            if all(value is None or before.get(connection) == value for connection, value in now.items()):
+                return False
+            before = now
+            if await self._are_closed(max(grace_s, _SHORTEST_LOOK_S)):
+                return True
+        return False
 
     async def _are_closed(self, grace_s: float) -> bool:
         assert self._all_closed is not None

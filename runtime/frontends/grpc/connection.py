@@ -49,8 +49,8 @@ _log = logging.getLogger("cantata.grpc")
 MAX_CALLS: Final = 4096
 CALL_WINDOW: Final = 16 << 20
 CONNECTION_WINDOW: Final = 64 << 20
-# A client that asks for answers on end and reads none is cut off.
-MAX_UNREAD_ANSWERS: Final = 1000
+# A client that makes the server say so much, beside messages, and reads none of it is cut off.
+MAX_UNREAD_BYTES: Final = 8 << 20
 
 # Writes up to this size are joined; larger ones are handed to the socket piece by piece.
 _JOINED_BYTES: Final = 64 << 10
@@ -112,7 +112,11 @@ class Connection(asyncio.BufferedProtocol):
         self.is_closing = False
         # Once set, no more calls are taken.
         self._is_draining = False
-        self._unread_answers = 0
+        # The last call that was taken, once no more are.
+        self._farewell = 0
+        # What was said since the client stopped to read; and all that was handed to the transport.
+        self._unread_bytes = 0
+        self._handed_bytes = 0
 
     # What asyncio calls.
 
@@ -139,6 +143,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self.is_writable = True
+        self._unread_bytes = 0
         self._pump_waiting()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -172,9 +177,12 @@ class Connection(asyncio.BufferedProtocol):
             if start == stop or data[start] > stop - start - 1:
                 raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "a frame of DATA is all padding")
             start, stop = start + 1, stop - data[start]
+        ends = flags & END_STREAM
+        # Known before the message is: a call that is answered at once need not be reset.
+        call.is_half_closed = bool(ends)
         if start < stop:
             call.receive(data, start, stop)
-        if flags & END_STREAM:
+        if ends:
             call.half_close()
 
     def reader_of_long_data(self, stream_id: int, length: int) -> Call | None:
@@ -204,9 +212,7 @@ class Connection(asyncio.BufferedProtocol):
         if call is None:
             return
         call.unreturned += size
-        if call.unreturned > CALL_WINDOW // 2:
-            self._control(frames.window_update_frame(call.stream_id, call.unreturned))
-            call.unreturned = 0
+        self.return_window(call)
 
     def on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """A whole frame of another kind."""
@@ -306,8 +312,10 @@ class Connection(asyncio.BufferedProtocol):
             self._control(frames.reset_frame(stream_id, ErrorCode.FLOW_CONTROL_ERROR))
             call.is_half_closed = True
             call.cancelled()
-        elif stream_id in self._waiting:
-            self._pump_waiting()
+        else:
+            waiting = self._waiting.pop(stream_id, None)
+            if waiting is not None:
+                waiting.pump()
 
     def _on_ping(self, flags: int, payload: bytes) -> None:
         if len(payload) != 8:
@@ -316,7 +324,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if not self._liveness.allows_ping(self.has_calls):
             raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
-        self._answer_frame(frames.ping_frame(payload, ACK))
+        self._control(frames.ping_frame(payload, ACK))
 
     def _on_settings(self, stream_id: int, flags: int, payload: bytes) -> None:
         if stream_id != 0 or (flags & ACK and payload):
@@ -326,7 +334,7 @@ class Connection(asyncio.BufferedProtocol):
             self._liveness.established()
         if flags & ACK:
             return
-        for name, value in frames.parse_settings(payload):
+        for name, value in dict(frames.parse_settings(payload)).items():
             if name == Setting.INITIAL_WINDOW_SIZE:
                 if value > LARGEST_WINDOW:
                     raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "a window that is none")
@@ -339,14 +347,8 @@ class Connection(asyncio.BufferedProtocol):
                 self.peer_max_frame_size = value
             elif name == Setting.HEADER_TABLE_SIZE:
                 self.response_headers.limit_table(value)
-        self._answer_frame(SETTINGS_ACK)
+        self._control(SETTINGS_ACK)
         self._pump_waiting()
-
-    def _answer_frame(self, frame: bytes) -> None:
-        self._unread_answers = 0 if self.is_writable else self._unread_answers + 1
-        if self._unread_answers > MAX_UNREAD_ANSWERS:
-            raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, "the client does not read what it asks for")
-        self._control(frame)
 
     # Answers out.
 
@@ -359,6 +361,11 @@ class Connection(asyncio.BufferedProtocol):
         """Send bytes that are the connection's own."""
         if self.is_closing:
             return
+        if not self.is_writable:
+            self._unread_bytes += len(data)
+            if self._unread_bytes > MAX_UNREAD_BYTES:
+                self.abort()
+                return
         if not self._unsent:
             self._owner.has_unsent(self)
         self._unsent.append(data)
@@ -369,21 +376,35 @@ class Connection(asyncio.BufferedProtocol):
         if not unsent:
             return
         self._unsent = []
+        size = sum(map(len, unsent))
+        self._handed_bytes += size
         if len(unsent) == 1:
             self.transport.write(unsent[0])
-        elif sum(map(len, unsent)) <= _JOINED_BYTES:
+        elif size <= _JOINED_BYTES:
             self.transport.write(b"".join(unsent))
         else:
             self.transport.writelines(unsent)
+
+    def return_window(self, call: Call) -> None:
+        """Let the client send more to a call, unless it has much to read first."""
+        if call.unreturned > CALL_WINDOW // 2 and not call.reader.is_behind:
+            self._control(frames.window_update_frame(call.stream_id, call.unreturned))
+            call.unreturned = 0
 
     def wait_for_window(self, call: Call) -> None:
         """Have `call.pump` called when there may be room for what it has to send."""
         self._waiting[call.stream_id] = call
 
     def _pump_waiting(self) -> None:
+        """Send what waits, as far as it goes; who has had a turn and is not done goes to the end."""
         waiting, self._waiting = self._waiting, {}
-        for call in waiting.values():
-            call.pump()
+        left: dict[int, Call] = {}
+        for stream_id, call in waiting.items():
+            if self.send_window > 0 and self.is_writable:
+                call.pump()
+            else:
+                left[stream_id] = call
+        self._waiting = left | self._waiting
 
     def call_ended(self, call: Call) -> None:
         """The call sends and wants nothing more."""
@@ -407,13 +428,14 @@ class Connection(asyncio.BufferedProtocol):
         if not unsent and not self._waiting:
             return None
         waiting = tuple((number, call.send_window) for number, call in self._waiting.items())
-        return unsent, self.send_window, waiting
+        return self._handed_bytes - unsent, self.send_window, waiting
 
     def drain(self) -> None:
         """Take no more calls, and close when those in flight have ended."""
         if not self._is_draining and not self.is_closing:
             self._is_draining = True
-            self._control(frames.goaway_frame(self.last_call, ErrorCode.NO_ERROR, ""))
+            self._farewell = self.last_call
+            self._control(frames.goaway_frame(self._farewell, ErrorCode.NO_ERROR, ""))
             if not self.calls:
                 self._close()
 
@@ -424,14 +446,19 @@ class Connection(asyncio.BufferedProtocol):
     def end(self, code: ErrorCode, text: str) -> None:
         """Say why, and close."""
         if not self.is_closing:
-            self._control(frames.goaway_frame(self.last_call, code, text))
+            last_call = self._farewell if self._is_draining else self.last_call
+            self._control(frames.goaway_frame(last_call, code, text))
             self._close()
 
     def _close(self) -> None:
         if not self.is_closing:
             self.is_closing = True
             self.flush()
-            self.transport.close()
+            if self.transport.can_write_eof():
+                # Not closed yet: what the client still sends, unread, would take our last words with it.
+                self.transport.write_eof()
+            else:
+                self.transport.close()
             self._liveness.closing()
 
     def abort(self) -> None:

@@ -11,6 +11,8 @@ from typing import Final
 
 from cantata.grammars import messages
 from cantata.runtime.datatypes import DataType
+from cantata.runtime.errors import internal_error
+from cantata.runtime.frontends.grpc.options import MAX_MESSAGE_BYTES
 from cantata.runtime.frontends.grpc.wire import field, varint
 from cantata.runtime.response import InferenceResponse, ParameterValue
 from cantata.runtime.shared_memory import RegionLease
@@ -30,6 +32,12 @@ def encode_infer_response(response: InferenceResponse, regions: RegionLease | No
     Those that `regions` holds are written there, and their contents here are empty.
     """
     return b"".join(_parts(response, regions))
+
+
+def check_size(message: bytes) -> None:
+    """Raise InferenceError where a message is longer than gRPC can carry."""
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise internal_error(f"the response has {len(message)} bytes, more than gRPC can carry")
 
 
 def encode_stream_response(

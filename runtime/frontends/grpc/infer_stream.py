@@ -22,6 +22,7 @@ from cantata.runtime.frontends.grpc.infer_request import (
     wants_empty_final,
 )
 from cantata.runtime.frontends.grpc.infer_response import (
+    check_size,
     encode_empty_final,
     encode_stream_error,
     encode_stream_failure,
@@ -166,9 +167,10 @@ class InferStream:
         self._stream.finish(GRPC_CODES[error.code], error.message)
         self._cancellation.cancel()
 
-    def wait_until_ready(self) -> None:
-        """Block while the client reads more slowly than it is sent to."""
-        self._stream.wait_until_ready()
+    def wait_until_ready(self, request: _StreamedRequest) -> None:
+        """Block while the client reads more slowly than it is sent to, and `request` has more for it."""
+        own = request.cancellation
+        self._stream.wait_until_ready(lambda: request.is_over or (own is not None and own.is_cancelled))
 
     def _enter(self, request: _StreamedRequest, is_decoupled: bool) -> None:
         with self._stream.lock:
@@ -180,6 +182,8 @@ class InferStream:
     def _refuse(self, request: _StreamedRequest, error: InferenceError) -> None:
         """Answer a request that was not accepted."""
         request.release_regions()
+        if request.cancellation is not None:
+            request.cancellation.unlink()
         if not request.has_entered:
             self._enter(request, is_decoupled=False)
         self.fail(request, error, encode_stream_error(error.message, request.id), final=True)
@@ -205,6 +209,7 @@ class _StreamedRequest:
         "classes",
         "has_entered",
         "id",
+        "is_over",
         "place",
         "regions",
         "wants_empty_final",
@@ -218,6 +223,8 @@ class _StreamedRequest:
         # Its place among the requests that are answered in order, None for a decoupled model's.
         self.place: Place | None = None
         self.has_entered = False
+        # Answered finally: whoever still waits to send more for it need not.
+        self.is_over = False
         self.wants_empty_final = False
         self.classes: RequestedClasses | None = None
         self.regions: RegionLease | None = None
@@ -225,8 +232,10 @@ class _StreamedRequest:
         self.cancellation: LinkedCancellation | None = None
 
     def send(self, response: InferenceResponse | None, final: bool) -> None:
-        if final and self.cancellation is not None:
-            self.cancellation.unlink()
+        if final:
+            self.is_over = True
+            if self.cancellation is not None:
+                self.cancellation.unlink()
         if response is None:
             self.release_regions()
             message = None
@@ -240,6 +249,7 @@ class _StreamedRequest:
                 if self.classes is not None:
                     response = self.classes.applied_to(response)
                 message = encode_stream_response(response, final, self.regions)
+                check_size(message)
             except Exception as error:
                 self._fail(as_inference_error(error), final)
             else:
@@ -248,7 +258,7 @@ class _StreamedRequest:
                 self._stream.deliver(self, message, final)
 
     def wait_until_ready(self) -> None:
-        self._stream.wait_until_ready()
+        self._stream.wait_until_ready(self)
 
     def release_regions(self) -> None:
         """The request uses no shared memory any more."""

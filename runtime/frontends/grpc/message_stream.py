@@ -17,6 +17,8 @@ from cantata.runtime.frontends.grpc.call_loop import CallLoop
 # A producer waits while more than this is queued.
 _MOST_MESSAGES: Final = 64
 _MOST_BYTES: Final = 16 * 1024 * 1024
+# How often a producer that waits looks whether it still has to, in seconds.
+_LOOK_AGAIN_S: Final = 1.0
 
 
 class StreamReader(Protocol):
@@ -83,15 +85,22 @@ class MessageStream:
             self._is_emptied = True
         self._loop.run_here(self._empty)
 
-    def wait_until_ready(self) -> None:
-        """Block while the queue is long; never on the loop's thread, which is the one that empties it."""
+    def wait_until_ready(self, is_pointless: Callable[[], bool] = lambda: False) -> None:
+        """Block while the queue is long; never on the loop's thread, which is the one that empties it.
+
+        `is_pointless` is looked at about once a second: nobody may want what the caller would send.
+        """
         if self._loop.is_current_thread():
             return
         with self.lock:
-            while self._is_full() and not self._is_over and self._status is None:
-                self._room.wait()
+            while self._is_full() and not self._is_over and self._status is None and not is_pointless():
+                self._room.wait(_LOOK_AGAIN_S)
 
     # The call's reader; on the loop's thread.
+
+    @property
+    def is_behind(self) -> bool:
+        return self._is_full()
 
     def on_size(self, size: int) -> None:
         """A stream's messages are judged when they are there: each is answered by itself."""
@@ -130,6 +139,7 @@ class MessageStream:
             status = self._status
         if messages:
             call.send(messages)
+            call.caught_up()
         if status == (codes.OK, ""):
             call.finish()
         elif status is not None:

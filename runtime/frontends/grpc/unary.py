@@ -23,9 +23,8 @@ from cantata.runtime.frontends.grpc.infer_request import (
     build_request,
     parse_model_version,
 )
-from cantata.runtime.frontends.grpc.infer_response import encode_infer_response
+from cantata.runtime.frontends.grpc.infer_response import check_size, encode_infer_response
 from cantata.runtime.frontends.grpc.inference import InferenceService, retry_trailers
-from cantata.runtime.frontends.grpc.options import MAX_MESSAGE_BYTES
 from cantata.runtime.frontends.grpc.request_errors import as_inference_error
 from cantata.runtime.frontends.status_codes import GRPC_CODES
 from cantata.runtime.observe.trace import GRPC
@@ -35,12 +34,17 @@ from cantata.runtime.shared_memory import RegionLease
 
 _NO_MESSAGE: Final = "the call carried no request"
 
+# Calls that each have a thread while they are answered: a client that gives up frees the call, not the thread.
+_MOST_SLOW_CALLS: Final = 256
+
 # Answers a serialised request with a serialised response, or raises InferenceError.
 Handler = Callable[[bytes], bytes]
 
 
 class UnaryCall:
     """A call that `handler` answers: on the loop's thread if it is quick, else on a thread of its own."""
+
+    is_behind = False
 
     __slots__ = ("_call", "_handler", "_has_message", "_is_quick", "_loop")
 
@@ -60,9 +64,14 @@ class UnaryCall:
         self._has_message = True
         if self._is_quick:
             self._answer(bytes(message))
+        elif self._loop.slow_calls >= _MOST_SLOW_CALLS:
+            self._call.fail(
+                codes.RESOURCE_EXHAUSTED, f"{_MOST_SLOW_CALLS} such calls are being answered already"
+            )
         else:
+            self._loop.slow_calls += 1
             threading.Thread(
-                target=self._answer, args=(bytes(message),), name="cantata-grpc-call", daemon=True
+                target=self._answer_slowly, args=(bytes(message),), name="cantata-grpc-call", daemon=True
             ).start()
 
     def on_half_close(self) -> None:
@@ -74,6 +83,12 @@ class UnaryCall:
 
     def on_closed(self, was_cancelled: bool) -> None:
         """The handler is left to end; nobody hears it."""
+
+    def _answer_slowly(self, message: bytes) -> None:
+        try:
+            self._answer(message)
+        finally:
+            self._loop.run_here(self._loop.slow_call_ended)
 
     def _answer(self, message: bytes) -> None:
         call = self._call
@@ -88,6 +103,8 @@ class UnaryCall:
 
 class InferCall:
     """A ModelInfer call, and the sender of its one response."""
+
+    is_behind = False
 
     __slots__ = (
         "_call",
@@ -148,7 +165,10 @@ class InferCall:
         received_ns = monotonic_ns()
         budget = self._service.byte_budget
         try:
-            if budget is not None and self._lease is None:
+            if self._lease is not None:
+                # It may have come compressed.
+                self._lease.resize(len(message))
+            elif budget is not None:
                 self._hold(budget, len(message))
             self._submit(message, received_ns)
         except Exception as error:
@@ -216,11 +236,9 @@ class InferCall:
             if self._classes is not None:
                 response = self._classes.applied_to(response)
             message = encode_infer_response(response, self._regions)
+            check_size(message)
         except Exception as error:
             self._fail(as_inference_error(error))
-            return
-        if len(message) > MAX_MESSAGE_BYTES:
-            self._fail(internal_error(f"the response has {len(message)} bytes, more than gRPC can carry"))
             return
         if self._regions is not None:
             self._regions.release()

@@ -13,6 +13,7 @@ from cantata.runtime.frontends.grpc.http2.frames import (
     DATA,
     END_STREAM,
     FRAME_HEADER_SIZE,
+    LARGEST_STREAM_ID,
     PADDED,
     ConnectionFailure,
     ErrorCode,
@@ -105,12 +106,19 @@ class FrameReader:
         position, end = 0, len(data)
         if not self._has_preface:
             position = self._take_preface(data)
+            if not self._has_preface:
+                return position
         while end - position >= FRAME_HEADER_SIZE:
             high, low, kind, flags, stream_id = unpack_frame_header(data, position)
+            length = high << 8 | low
+            if length > MAX_BLOCK_SIZE and (kind != DATA or length > MAX_FRAME_SIZE):
+                raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "a frame is too long")
+            # The first bit is reserved, and says nothing.
+            stream_id &= LARGEST_STREAM_ID
             start = position + FRAME_HEADER_SIZE
-            stop = start + (high << 8 | low)
+            stop = start + length
             if stop > end:
-                return self._await_rest(data, position, kind, flags, stream_id, stop - start)
+                return self._await_rest(data, position, kind, flags, stream_id, length)
             if kind == DATA:
                 handler.on_data(stream_id, flags, data, start, stop)
             else:
@@ -132,8 +140,6 @@ class FrameReader:
         self, data: bytes, position: int, kind: int, flags: int, stream_id: int, length: int
     ) -> int:
         """A frame is there in part; how much of `data` is done with."""
-        if length > (MAX_FRAME_SIZE if kind == DATA else MAX_BLOCK_SIZE):
-            raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "a frame is too long")
         start = position + FRAME_HEADER_SIZE
         missing = start + length - len(data)
         if missing < _DIRECT_SIZE and length <= _LONGEST_REST:

@@ -35,6 +35,7 @@ DEFAULT_WINDOW: Final = 65535
 DEFAULT_MAX_FRAME_SIZE: Final = 16384
 LARGEST_MAX_FRAME_SIZE: Final = 2**24 - 1
 LARGEST_WINDOW: Final = 2**31 - 1
+LARGEST_STREAM_ID: Final = 2**31 - 1
 
 # The length's upper and lower parts, the type, the flags, the stream.
 _FRAME_HEADER: Final = Struct(">HBBBL")

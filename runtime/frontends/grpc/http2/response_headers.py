@@ -47,8 +47,10 @@ class ResponseHeaders:
         if size >= header_blocks.TABLE_SIZE:
             return
         update = encode_integer(size, 5)
-        self._table_update = bytes((update[0] | 0x20,)) + update[1:]
-        self._keeps = size >= _NEEDED_TABLE
+        # Each size that was said counts: the smallest is what the client's table was cut to.
+        self._table_update += bytes((update[0] | 0x20,)) + update[1:]
+        # Once cut off, our entries are gone for good.
+        self._keeps = self._keeps and size >= _NEEDED_TABLE
         self.is_known = False
 
     def start(self, encoding: str = "") -> bytes:
@@ -95,7 +97,12 @@ class ResponseHeaders:
 
 def percent_encoded(details: str) -> bytes:
     """A status message as trailers carry it: printable ASCII, the rest as %XX; what is too long is cut."""
-    return b"".join(
+    encoded = b"".join(
         b"%c" % byte if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
         for byte in details.encode(errors="replace")[:_MOST_DETAILS]
     )
+    if len(encoded) <= _MOST_DETAILS:
+        return encoded
+    # Not within an escape.
+    escape = encoded.find(b"%", _MOST_DETAILS - 2, _MOST_DETAILS)
+    return encoded[: escape if escape >= 0 else _MOST_DETAILS]

@@ -24,6 +24,9 @@ class RecordingCall:
     def send(self, messages: Sequence[bytes]) -> None:
         self.sent += messages
 
+    def caught_up(self) -> None:
+        self.sent.append("caught up")
+
     def finish(self) -> None:
         self.sent.append("finish")
 
@@ -87,7 +90,7 @@ def test_messages_leave_in_their_order_and_the_loop_is_asked_once(setting: Setti
     setting.loop.run()
     setting.stream.send(b"3")
     setting.loop.run()
-    assert setting.call.sent == [b"1", b"2", b"3"]
+    assert setting.call.sent == [b"1", b"2", "caught up", b"3", "caught up"]
 
 
 def test_the_status_follows_what_is_queued_and_nothing_follows_it(setting: Setting) -> None:
@@ -96,7 +99,7 @@ def test_the_status_follows_what_is_queued_and_nothing_follows_it(setting: Setti
     setting.stream.send(b"too late")
     setting.stream.finish(5, "too late")
     setting.loop.run()
-    assert setting.call.sent == [b"1", "finish"]
+    assert setting.call.sent == [b"1", "caught up", "finish"]
 
 
 def test_a_stream_that_sent_nothing_ends_with_its_status(setting: Setting) -> None:
@@ -113,7 +116,7 @@ def test_what_the_call_cannot_send_stays_queued_until_it_can(setting: Setting) -
     assert setting.call.sent == []
     setting.call.is_sending = False
     setting.stream.on_writable()
-    assert setting.call.sent == [b"1", "finish"]
+    assert setting.call.sent == [b"1", "caught up", "finish"]
 
 
 def test_what_comes_after_the_end_of_the_call_is_dropped(setting: Setting) -> None:

@@ -60,6 +60,16 @@ def test_a_client_with_a_small_table_reads_them_all_the_same(size: int, answers_
         assert read(decoder, headers.end()) == END
 
 
+def test_sizes_that_change_twice_are_both_heeded() -> None:
+    headers, decoder = ResponseHeaders(), hpack.Decoder()
+    read(decoder, headers.start()), read(decoder, headers.end())
+    for size in (0, 300):
+        decoder.max_allowed_table_size = size
+        headers.limit_table(size)
+    assert read(decoder, headers.start()) == START
+    assert read(decoder, headers.end()) == END
+
+
 def test_other_trailers_and_refusals_of_other_requests() -> None:
     headers, decoder = ResponseHeaders(), hpack.Decoder()
     block = headers.failure(14, "", ((b"grpc-retry-pushback-ms", b"1000"),), starts=False)
@@ -69,7 +79,7 @@ def test_other_trailers_and_refusals_of_other_requests() -> None:
 
 @pytest.mark.parametrize(
     ("details", "encoded"),
-    [("plain text", b"plain text"), ("50% ä\n", b"50%25 %C3%A4%0A"), ("x" * 9000, b"x" * 4096)],
+    [("plain text", b"plain text"), ("50% ä\n", b"50%25 %C3%A4%0A"), ("x" * 9000, b"x" * 4096), ("xä" * 2000, b"x%C3%A4" * 585 + b"x")],
 )
 def test_details_are_percent_encoded_and_bounded(details: str, encoded: bytes) -> None:
     assert percent_encoded(details) == encoded
