@@ -161,14 +161,19 @@ class PythonInstance:
 
     async def _run_async(self, execution: Execution) -> None:
         current_activity.set(self._activity(execution))
-        requests = self._receive(execution)
         try:
-            returned = await self._execute(requests)
+            requests = self._receive(execution)
+            try:
+                returned = await self._execute(requests)
+            except BaseException as error:
+                self._fail_for(execution, requests, error)
+            else:
+                self._settle(execution, requests, returned)
+            del requests
         except BaseException as error:
-            self._fail_for(execution, requests, error)
-        else:
-            self._settle(execution, requests, returned)
-        del requests
+            # As the scheduler does for an `execute` that is no coroutine.
+            model_log(self._model.name).exception("a batch of instance '%s' failed", self._name)
+            execution.fail_unanswered(internal_error(f"{type(error).__name__}: {error}"))
         execution.finish()
 
     def _receive(self, execution: Execution) -> list[InferenceRequest]:

@@ -300,7 +300,7 @@ class InferenceRequest:
     def respond(self, response: InferenceResponse | None, final: bool) -> None:
         """Send one response. After the final one this does nothing: no request is answered twice.
 
-        Called by one thread at a time. A sender that fails is logged and keeps nobody else from being answered.
+        Called by one thread at a time. A sender or a trace that fails is logged, and keeps nobody from being answered.
         """
         if self._finished:
             return
@@ -312,7 +312,10 @@ class InferenceRequest:
         self.response_count += 1
         trace = self.trace
         if trace is not None:
-            trace.answered(self, response, final)
+            try:
+                trace.answered(self, response, final)
+            except Exception:
+                _log.exception("an answer of model '%s' could not be traced", self.model_name)
         try:
             self.sender.send(response, final)
         except Exception:
@@ -320,7 +323,10 @@ class InferenceRequest:
         if final and self.lease is not None:
             self.lease.release()
         if trace is not None and final:
-            trace.ended(self)
+            try:
+                trace.ended(self)
+            except Exception:
+                _log.exception("the end of a request of model '%s' could not be traced", self.model_name)
 
     def leave_queue(self) -> None:
         """Tell the queue that it waits in, if it still does, that it is cancelled."""

@@ -70,6 +70,34 @@ def test_a_broken_execute_fails_its_batch_and_the_next_one_runs(
     assert host.infer(instance, id="good").values() == [[[1.0]]]
 
 
+def test_a_batch_whose_inputs_cannot_be_read_is_failed(
+    host: PythonModelHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = load(host, "return [response(1)]")
+
+    def refuse(execution: object) -> None:
+        raise ValueError("no such shape")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(instance, "_receive", refuse)
+        assert host.infer(instance).error.message == "ValueError: no such shape"
+    assert host.infer(instance).values() == [[[1.0]]]
+
+
+def test_a_batch_whose_answers_cannot_be_taken_is_failed(host: PythonModelHost) -> None:
+    instance = load(
+        host,
+        """
+        class Odd(list):
+            def __len__(self):
+                raise ValueError("no length")
+        return [response(1)] if requests[0].request_id() == "good" else Odd()
+        """,
+    )
+    assert host.infer(instance).error.message == "ValueError: no length"
+    assert host.infer(instance, id="good").values() == [[[1.0]]]
+
+
 def test_a_task_that_exits_does_not_end_the_loop(
     host: PythonModelHost, caplog: pytest.LogCaptureFixture
 ) -> None:
