@@ -16,7 +16,7 @@ from cantata.bls.current_model import Activity
 from cantata.bls.errors import TritonError, triton_error
 from cantata.bls.response_iterator import ResponseFeed, ResponseIterator
 from cantata.bls.responses import InferenceResponse, received_response
-from cantata.bls.submission import submit_now
+from cantata.bls.submission import submit_now, while_running
 from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
@@ -51,7 +51,7 @@ def call(
         )
         responses = submit_and_wait(services.submit, services.workers, runtime_request)
     except InferenceError as error:
-        return _failed(_while_running(request, error))
+        return _failed(while_running(request._model_name, error))
     finally:
         if linked is not None:
             linked.unlink()
@@ -90,7 +90,7 @@ def call_async(
         submit(services, runtime_request)
     except InferenceError as error:
         cancellation.unlink()
-        future.set_result(_failed(_while_running(request, error)))
+        future.set_result(_failed(while_running(request._model_name, error)))
         return future
     if not future.done():
         future.add_done_callback(sender.cancel_if_cancelled)
@@ -154,7 +154,7 @@ def _open_iterator(request: InferenceRequest, activity: Activity) -> ResponseIte
         try:
             activity.model.services.submit(_runtime_request(request, activity, caller, feed, cancellation))
         except InferenceError as error:
-            refusal = _while_running(request, error)
+            refusal = while_running(request._model_name, error)
     if refusal is not None:
         feed.send(
             RuntimeResponse(
@@ -250,10 +250,6 @@ def _deadline_of_all(requests: Sequence[RuntimeRequest]) -> int:
         raise InferenceError(StatusCode.CANCELLED, "")
     deadlines = [request.deadline_ns for request in requests]
     return max(deadlines) if all(deadlines) else 0
-
-
-def _while_running(request: InferenceRequest, error: InferenceError) -> InferenceError:
-    return error.within(f"Model {request._model_name} - Error when running inference: ")
 
 
 def _failed(error: InferenceError) -> InferenceResponse:

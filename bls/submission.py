@@ -46,6 +46,11 @@ def submit_with_others(services: ServerServices, request: InferenceRequest) -> N
     turn.add(services, request)
 
 
+def while_running(model_name: str, error: InferenceError) -> InferenceError:
+    """A refusal as the model that called is told of it (reference, section 7.3)."""
+    return error.within(f"Model {model_name} - Error when running inference: ")
+
+
 class _Turn:
     """What was submitted on a thread's loop since it last ran. Used by that thread alone."""
 
@@ -70,7 +75,7 @@ class _Turn:
                 try:
                     services.submit(request)
                 except InferenceError as error:
-                    request.fail(error)
+                    request.fail(while_running(request.model_name, error))
             work.run()
 
 

@@ -99,7 +99,6 @@ class CachingScheduler:
         try:
             self._accept(request, self._key.of(request), now_ns)
         except InferenceError as error:
-            request.owner = None
             request.fail(error)
 
     def _accept(self, request: InferenceRequest, key: bytes, now_ns: int) -> None:
@@ -185,7 +184,6 @@ class CachingScheduler:
         try:
             self._run(flight)
         except InferenceError as error:
-            flight.request.owner = None
             flight.request.fail(error)
             self._lost(flight, was_refused=True)
 

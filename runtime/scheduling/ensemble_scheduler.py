@@ -25,7 +25,6 @@ from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
 from cantata.runtime.scheduling.step_limits import StepLimits
 from cantata.runtime.scheduling.timer import Timer
 
-
 # Who wants to know, beside traces, which steps a request waited for.
 _READERS_OF_PATHS: Final = (StepSender, Flight)
 

@@ -9,6 +9,7 @@ import heapq
 import itertools
 import threading
 import weakref
+from functools import partial
 
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.request import Cancellation, InferenceRequest
@@ -28,6 +29,8 @@ class Expiries:
         self._heap: list[tuple[int, int, weakref.ref[Cancellation]]] = []
         self._order = itertools.count()
         self._most = _MANY
+        # When the timer will next look; 0 if it will not.
+        self._armed_ns = 0
 
     def add(self, request: InferenceRequest) -> None:
         """Cancel a request that has a timeout when that is over, unless what it is part of ends before."""
@@ -40,21 +43,26 @@ class Expiries:
             if len(self._heap) >= self._most:
                 self._forget_those_over()
             heapq.heappush(self._heap, (at_ns, next(self._order), weakref.ref(cancellation)))
-            is_next = self._heap[0][0] == at_ns
+            is_next = not self._armed_ns or at_ns < self._armed_ns
+            if is_next:
+                self._armed_ns = at_ns
         if is_next:
-            self._timer.call_at(at_ns, self._expire)
+            self._timer.call_at(at_ns, partial(self._expire, at_ns))
 
-    def _expire(self) -> None:
+    def _expire(self, armed_ns: int) -> None:
         now_ns = monotonic_ns()
         due: list[Cancellation] = []
         with self._lock:
+            if armed_ns != self._armed_ns:
+                # It has been called earlier, for another request.
+                return
             while self._heap and self._heap[0][0] <= now_ns:
                 cancellation = heapq.heappop(self._heap)[2]()
                 if cancellation is not None:
                     due.append(cancellation)
-            next_ns = self._heap[0][0] if self._heap else 0
+            next_ns = self._armed_ns = self._heap[0][0] if self._heap else 0
         if next_ns:
-            self._timer.call_at(next_ns, self._expire)
+            self._timer.call_at(next_ns, partial(self._expire, next_ns))
         for cancellation in due:
             cancellation.expire()
 

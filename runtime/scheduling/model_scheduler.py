@@ -129,7 +129,6 @@ class ModelScheduler:
 
     def enqueue(self, request: InferenceRequest) -> None:
         """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
-        request.owner = self._figures
         now_ns = monotonic_ns()
         request.queued_ns = now_ns
         if not self._in_flight.enter():
@@ -266,6 +265,8 @@ class ModelScheduler:
             if refusal is not None:
                 raise refusal
         self._batcher.add(request, now_ns)
+        # It is this scheduler's only from here on: whoever it is refused to answers it.
+        request.owner = self._figures
         request.queue = self
         if self._order is not None:
             request.sender = self._order.next_sender(request.sender)
@@ -302,7 +303,7 @@ class ModelScheduler:
         """Have the timer look at the queue by then; the caller holds the lock."""
         if time_ns != NEVER and (self._wake_ns == NEVER or time_ns < self._wake_ns):
             self._wake_ns = time_ns
-            self._timer.call_at(time_ns, self._wake)
+            self._timer.call_at(time_ns, partial(self._wake, time_ns))
 
     def _rest(self, instance: ScheduledInstance, now_ns: int) -> None:
         """A reserved instance is free again; the caller holds the lock."""
@@ -340,9 +341,12 @@ class ModelScheduler:
         if next_instance is not None:
             self._workers.dispatch(next_instance)
 
-    def _wake(self) -> None:
+    def _wake(self, armed_ns: int) -> None:
         now_ns = monotonic_ns()
         with self._lock:
+            if armed_ns != self._wake_ns:
+                # It has been called earlier, for another request.
+                return
             self._wake_ns = NEVER
             expired = self._batcher.expire(now_ns)
             for request in expired:

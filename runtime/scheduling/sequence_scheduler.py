@@ -130,7 +130,6 @@ class SequenceScheduler:
     def enqueue(self, request: InferenceRequest) -> None:
         """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
         self._inputs.check(request)
-        request.owner = self._figures
         now_ns = monotonic_ns()
         request.queued_ns = now_ns
         starts = bool(request.flags & SEQUENCE_START)
@@ -143,6 +142,8 @@ class SequenceScheduler:
             with self._lock:
                 is_conflict = starts and self._batcher.is_live(request.correlation_id)
                 lane = self._batcher.add(request, now_ns)
+                # It is this scheduler's only from here on: whoever it is refused to answers it.
+                request.owner = self._figures
                 if lane != BACKLOG:
                     instance = self._reserve(lane, now_ns)
                 request.queue = self

@@ -75,6 +75,19 @@ def test_a_request_that_is_over_is_not_kept(timer: FakeTimer, expiries: Expiries
     assert len(expiries._heap) <= 2_048
 
 
+def test_however_many_come_the_timer_has_one_call_that_counts(timer: FakeTimer, expiries: Expiries) -> None:
+    requests = [request_with(timeout_us) for timeout_us in range(100, 0, -10)]
+    for request in requests:
+        expiries.add(request)
+    for now_ns in range(10_000, 100_000, 10_000):
+        timer.advance(now_ns)
+    # The first that was armed, and the one that counts.
+    assert [at_ns for at_ns, _ in timer.calls] == [100_000, 100_000]
+    timer.advance(100_000)
+    assert timer.calls == []
+    assert all(request.cancellation.has_expired for request in requests)
+
+
 def test_a_client_that_left_before_has_not_expired(timer: FakeTimer, expiries: Expiries) -> None:
     request = request_with(10)
     expiries.add(request)

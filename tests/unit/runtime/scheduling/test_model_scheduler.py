@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -548,3 +548,65 @@ def test_a_step_of_a_sequence_is_answered_before_its_instance_runs_the_next(harn
     scheduler.enqueue(first)
     assert answer(follower).error is None
     assert dispatched_meanwhile == [0]
+
+
+def test_a_refused_request_is_answered_by_whoever_sent_it_and_counted_by_nobody(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance, policy=QueuePolicy(max_size=1))
+    harness.enqueue(scheduler, "running")
+    instance.wait_for_batch()
+    harness.enqueue(scheduler, "queued")
+    refused = harness.request("refused")
+    with pytest.raises(InferenceError) as refusal:
+        scheduler.enqueue(refused)
+    refused.fail(refusal.value)
+    assert error(refused)[0] is StatusCode.UNAVAILABLE
+    assert scheduler.in_flight == 2
+    assert sum(scheduler.failures().values()) == 0
+    instance.finish()
+    instance.finish()
+    assert scheduler.wait_until_idle(10)
+
+
+class ManualTimer:
+    """Calls back as the test moves the time on (Timer)."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, Callable[[], None]]] = []
+
+    def call_at(self, time_ns: int, callback: Callable[[], None]) -> None:
+        self.calls.append((time_ns, callback))
+
+    def advance(self, now_ns: int) -> None:
+        due = sorted((call for call in self.calls if call[0] <= now_ns), key=lambda call: call[0])
+        self.calls = [call for call in self.calls if call[0] > now_ns]
+        for _, callback in due:
+            callback()
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def test_a_call_of_the_timer_that_an_earlier_one_has_replaced_arms_no_other(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ns = 1
+    monkeypatch.setattr("cantata.runtime.scheduling.model_scheduler.monotonic_ns", lambda: now_ns)
+    harness.timer.close()
+    timer = ManualTimer()
+    harness.timer = timer  # type: ignore[assignment]
+    # Each request arms the timer for its end, and then, earlier, for its batch.
+    policy = QueuePolicy(timeout_ns=1_000_000)
+    scheduler = harness.scheduler(InstantInstance(), delay_us=10, policy=policy)
+    with harness.workers.collecting() as work:
+        for _ in range(200):
+            (request,) = harness.enqueue(scheduler, "again")
+            now_ns += 10_000
+            timer.advance(now_ns)
+            work.run_until(lambda: False)
+            assert answer(request).error is None
+    # Those that were replaced go when their time has come: as many as requests come within a timeout.
+    assert len(timer.calls) <= 101
+    now_ns += 2_000_000
+    timer.advance(now_ns)
+    assert timer.calls == []

@@ -334,3 +334,14 @@ def test_a_process_that_stood_still_gives_its_clients_as_long_again(
     expire()
     with pytest.raises(InferenceError, match="must specify the START flag"):
         send(scheduler, 1, "c")
+
+
+def test_a_refused_request_is_answered_by_whoever_sent_it_and_counted_by_nobody(harness: Harness) -> None:
+    scheduler = harness.scheduler(direct(), InstantInstance())
+    refused = sequence_request(1, id="no start")
+    refused.sender = WaitingSender()
+    with pytest.raises(InferenceError) as refusal:
+        scheduler.enqueue(refused)
+    refused.fail(refusal.value)
+    assert error(refused)[0] is StatusCode.INVALID_ARG
+    assert (scheduler.in_flight, sum(scheduler.failures().values())) == (0, 0)
