@@ -239,7 +239,9 @@ def test_a_client_that_leaves_ends_its_requests(ports: Ports) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [20_000, pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(900)])]
+)
 @pytest.mark.timeout(600)
 def test_a_long_stream_keeps_its_order_and_takes_no_memory(ports: Ports, count: int) -> None:
     """The reader takes its time at first: the model has to wait for it, whatever it could make meanwhile."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from struct import pack
 
@@ -343,14 +344,15 @@ def test_a_client_that_asks_and_never_reads_is_cut_off(front_end: GrpcServer) ->
         client.call(1, None, path="/nothing", content_type="application/grpc")
         # By now its table has all of these headers.
         block = client.block(path="/nothing", content_type="application/grpc")
-        with pytest.raises(OSError):
-            for start in range(3, 4_000_000, 2000):
-                client.send(
-                    b"".join(
-                        frames.frame_header(len(block), HEADERS, END_HEADERS | END_STREAM, stream_id) + block
-                        for stream_id in range(start, start + 2000, 2)
-                    )
-                )
+        floods = (
+            b"".join(
+                frames.frame_header(len(block), HEADERS, END_HEADERS | END_STREAM, stream_id) + block
+                for stream_id in range(start, start + 2000, 2)
+            )
+            for start in range(3, 4_000_000, 2000)
+        )
+        with pytest.raises(OSError, match="Connection reset|Broken pipe"):
+            deque(map(client.send, floods), maxlen=0)
     still_serves(front_end)
 
 

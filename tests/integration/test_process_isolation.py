@@ -13,6 +13,7 @@ import time
 import venv
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,9 @@ def is_ready(server: Server, model: str = "obedient") -> bool:
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children()
+    """The server's, in this very process; not the helper that Python starts for shared memory, and keeps."""
+    tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
+    return [child for child in psutil.Process().children() if child.pid != tracker]
 
 
 @pytest.fixture

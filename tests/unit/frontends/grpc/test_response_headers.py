@@ -79,7 +79,12 @@ def test_other_trailers_and_refusals_of_other_requests() -> None:
 
 @pytest.mark.parametrize(
     ("details", "encoded"),
-    [("plain text", b"plain text"), ("50% ä\n", b"50%25 %C3%A4%0A"), ("x" * 9000, b"x" * 4096), ("xä" * 2000, b"x%C3%A4" * 585 + b"x")],
+    [
+        ("plain text", b"plain text"),
+        ("50% ä\n", b"50%25 %C3%A4%0A"),
+        ("x" * 9000, b"x" * 4096),
+        ("xä" * 2000, b"x%C3%A4" * 585 + b"x"),
+    ],
 )
 def test_details_are_percent_encoded_and_bounded(details: str, encoded: bytes) -> None:
     assert percent_encoded(details) == encoded
