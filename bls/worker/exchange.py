@@ -172,7 +172,9 @@ class _CreditWork:
         self._request = request
 
     def run(self) -> None:
-        self._request.sender.wait_until_ready()
+        # One that has had its final response meanwhile sends no more that its reader would have to make room for.
+        if not self._request.is_finished:
+            self._request.sender.wait_until_ready()
         try:
             self._exchange.send((messages.CREDIT, self._key))
         except ChannelClosedError:
