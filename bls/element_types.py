@@ -16,6 +16,8 @@ from cantata.runtime.model_spec import shape_text
 from cantata.runtime.tensor import Tensor as TensorValue
 from cantata.runtime.tensor import bytes_array
 
+_NUMPY_VALUES: Final = (np.ndarray, np.generic)
+
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
@@ -47,7 +49,7 @@ class TensorType:
         if self.datatype is DataType.BYTES:
             return bytes_array(np.asarray(given, dtype=object))
         native = NUMPY_DTYPES[self.datatype]
-        if isinstance(given, np.ndarray | np.generic):
+        if isinstance(given, _NUMPY_VALUES):
             array = np.asarray(given)
             if array.dtype != native:
                 if self.datatype is DataType.BF16 and array.dtype.name == "bfloat16":

@@ -25,6 +25,7 @@ from cantata.runtime.response import ParameterValue
 TRITONSERVER_REQUEST_RELEASE_ALL: Final = 1
 TRITONSERVER_REQUEST_RELEASE_RESCHEDULE: Final = 2
 _FLAGS = 3
+_CORRELATION_IDS: Final = (int, str)
 
 
 class InferenceTrace:
@@ -90,7 +91,7 @@ class InferenceRequest:
         parameters: dict[str, ParameterValue] | None = None,
         priority: int = 0,
     ) -> None:
-        if not isinstance(correlation_id, int | str):
+        if not isinstance(correlation_id, _CORRELATION_IDS):
             raise TritonModelException("Correlation ID must be integer or string")
         for tensor in inputs:
             if not isinstance(tensor, Tensor):

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,7 @@ class Outputs(dict[str, npt.NDArray[Any]]):
 
 # How many responses `stream` holds for a reader that is behind, before the model is made to wait.
 _STREAM_BUFFER = 64
+_NUMPY_VALUES: Final = (np.ndarray, np.generic)
 
 
 class EmbeddedServer:
@@ -264,7 +265,7 @@ class EmbeddedServer:
         request = self._request(model_name, inputs, sender, outputs, version, parameters, id)
         _place(request, sequence_id, sequence_start, sequence_end)
         request.priority, request.timeout_us = priority, timeout_us
-        sender.watch(request)
+        sender.watch(request.cancellation)
         self.core.submit(request)
         return OutputStream(sender, request)
 
@@ -337,12 +338,13 @@ class _StreamSender:
         self._changed = threading.Condition()
         self._responses: deque[InferenceResponse] = deque()
         self._is_ended = False
-        self._request: InferenceRequest | None = None
+        # Not the request: it is not kept for its reader.
+        self._cancellation: Cancellation | None = None
 
-    def watch(self, request: InferenceRequest) -> None:
-        """Let a producer that waits for its reader go when `request` is cancelled."""
-        self._request = request
-        request.cancellation.add_listener(self, self._wake)
+    def watch(self, cancellation: Cancellation) -> None:
+        """Let a producer that waits for its reader go when the request is cancelled."""
+        self._cancellation = cancellation
+        cancellation.add_listener(self, self._wake)
 
     def send(self, response: InferenceResponse | None, final: bool) -> None:
         with self._changed:
@@ -350,15 +352,17 @@ class _StreamSender:
                 self._responses.append(response)
             self._is_ended = final
             self._changed.notify_all()
+        if final and self._cancellation is not None:
+            self._cancellation.remove_listener(self)
 
     def wait_until_ready(self) -> None:
-        request = self._request
+        cancellation = self._cancellation
         with self._changed:
             self._changed.wait_for(
                 lambda: (
                     len(self._responses) < _STREAM_BUFFER
                     or self._is_ended
-                    or (request is not None and request.cancellation.is_cancelled)
+                    or (cancellation is not None and cancellation.is_cancelled)
                 )
             )
 
@@ -423,7 +427,7 @@ def _tensor(spec: ModelSpec, name: str, value: npt.ArrayLike) -> Tensor:
     expected = spec.inputs.get(name)
     datatype = None if expected is None else expected.datatype
     try:
-        if isinstance(value, np.ndarray | np.generic):
+        if isinstance(value, _NUMPY_VALUES):
             return tensor_of_array(value, datatype if datatype is DataType.BF16 else None)
         if datatype is DataType.BYTES:
             return tensor_of_array(np.asarray(value, dtype=object))

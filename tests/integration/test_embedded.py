@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +113,18 @@ def test_awaited_calls_run_side_by_side_in_batches(server: Server) -> None:
 def test_streamed_answers_come_one_by_one(server: Server) -> None:
     answers = server.stream("split", {"INPUT": np.arange(300, dtype=np.float32)})
     assert [float(answer["OUTPUT"][0]) for answer in answers] == list(range(300))
+
+
+def test_a_stream_that_is_kept_keeps_no_inputs(server: Server) -> None:
+    array = np.arange(3, dtype=np.float32)
+    is_let_go = threading.Event()
+    weakref.finalize(array, is_let_go.set)
+    answers = server.stream("split", {"INPUT": array})
+    assert len(list(answers)) == 3
+    del array
+    # The model's thread may be about to let go of it.
+    assert is_let_go.wait(10)
+    del answers
 
 
 def test_a_reader_that_stops_early_cancels_the_request(server: Server) -> None:
