@@ -1,4 +1,4 @@
-"""Giving memory back to the system while requests are refused for want of room.
+"""Giving memory back to the system while the server's budget of bytes has requests refused; a model's does not.
 
 Requests that come and go in all sizes leave holes between those that stay, which the C library keeps for later: the
 process would take several times what its budget of bytes says. Owns the thread that has the holes given back. Knows no

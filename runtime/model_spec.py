@@ -72,7 +72,6 @@ class ModelSpec:
         "outputs",
         "ragged",
         "reshapes_inputs",
-        "reshapes_outputs",
         "state_outputs",
     )
 
@@ -99,7 +98,6 @@ class ModelSpec:
         # None where batches are not ragged.
         self.ragged = ragged_spec(config)
         self.reshapes_inputs = any(spec.reshape is not None for spec in self.inputs.values())
-        self.reshapes_outputs = any(spec.reshape is not None for spec in self.outputs.values())
         self._required_names = {spec.name for spec in self.inputs.values() if not spec.is_optional}
         self._required_count = len(self._required_names)
         # What `validate` compares: the datatype, the dims, their number, and the axes whose size is fixed.

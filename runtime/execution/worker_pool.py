@@ -1,8 +1,8 @@
 """The threads that run model instances, and who runs what.
 
-Work is an idle instance that has been reserved because requests wait for it. A model instance is owned by whoever
-reserved it, not by a thread, so work may run on any thread: on a worker, or on a thread that would otherwise only
-wait (a front-end's, a blocking caller's). Handing work to another thread is the largest single cost of a small
+Work is, mostly, an idle instance that has been reserved because requests wait for it. A model instance is owned by
+whoever reserved it, not by a thread, so work may run on any thread: on a worker, or on a thread that would otherwise
+only wait (a front-end's, a blocking caller's). Handing work to another thread is the largest single cost of a small
 request; this module decides when that cost is worth paying. Knows nothing of requests or models.
 """
 
@@ -20,7 +20,7 @@ _log = logging.getLogger("cantata.workers")
 
 
 class Work(Protocol):
-    """A reserved instance. It must be run, exactly once for each time it was dispatched."""
+    """A reserved instance, or something else to do. It must be run, exactly once for each time it was dispatched."""
 
     @property
     def is_quick(self) -> bool:
@@ -137,7 +137,8 @@ class Collector:
 class WorkerPool:
     """Threads that run work, made when first needed and kept until `close`.
 
-    Each piece of work holds a reserved instance, so there are never more threads than instances.
+    Work that holds a reserved instance needs no more threads than there are instances. What holds none, as an answer
+    that is sent later, is rare or short.
     `_lock` guards `_idle`, `_threads` and `_is_closed`.
     """
 

@@ -6,8 +6,6 @@ Durations are in nanoseconds; what each field means is said in the reference, se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from cantata.runtime.clock import monotonic_ns, wall_ns
 from cantata.runtime.errors import StatusCode
 from cantata.runtime.observe.latencies import Durations, Latencies
@@ -266,13 +264,4 @@ def _response_snapshot(counter: _ResponseCounter) -> InferResponseStatistics:
         fail=StatisticDuration(counter.failure, counter.failure_ns),
         empty_response=StatisticDuration(counter.empty, counter.empty_ns),
         cancel=StatisticDuration(counter.cancelled, counter.cancelled_ns),
-    )
-
-
-def summed_times(times: Sequence[ComputeTimes]) -> ComputeTimes:
-    """The sums of each part: what an ensemble reports of its composing requests (reference, section 5.3)."""
-    return ComputeTimes(
-        sum(part.input_ns for part in times),
-        sum(part.infer_ns for part in times),
-        sum(part.output_ns for part in times),
     )

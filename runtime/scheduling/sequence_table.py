@@ -123,11 +123,6 @@ class SequenceTable:
         # How many requests have been admitted, and have neither been issued to run nor dropped.
         self.waiting_count = 0
 
-    @property
-    def live_count(self) -> int:
-        """How many sequences may still get requests."""
-        return len(self._live)
-
     def is_live(self, correlation_id: int | str) -> bool:
         """Whether requests of that sequence need no START."""
         return correlation_id in self._live
