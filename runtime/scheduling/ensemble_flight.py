@@ -107,6 +107,10 @@ class StepSender:
             self.ended_ns = now_ns
         self._flight.step_answered(self, run_step, response, final, now_ns)
 
+    def let_go(self) -> None:
+        """Its request is refused, and will not be answered."""
+        self.request = self._run_step = None
+
     def wait_until_ready(self) -> None:
         start_ns = monotonic_ns()
         self._flight.wait_until_ready()
@@ -194,13 +198,15 @@ class EnsembleFlight:
         `origin` is the step whose answer made it ready.
         """
         error: InferenceError | None = None
+        sender: StepSender | None = None
         if self._run.is_stopped:
             # The first error is kept: this one is never seen.
             error = _WITHHELD
         else:
+            sender = StepSender(self, run_step, origin, now_ns)
             try:
                 self._scheduler.step_models[run_step.step.index].accept(
-                    self._step_request(run_step, origin, now_ns)
+                    self._step_request(run_step, sender, now_ns)
                 )
             except InferenceError as refusal:
                 error = self._located(run_step, refusal)
@@ -209,15 +215,15 @@ class EnsembleFlight:
                 error = self._located(run_step, internal_error(f"{type(failure).__name__}: {failure}"))
         if error is None:
             return []
+        if sender is not None:
+            sender.let_go()
         with self._lock:
             steps = self._sort(self._run.step_failed(run_step, error))
         if self._scheduler.limits is not None:
             self._release(self._scheduler.limits, run_step)
         return steps
 
-    def _step_request(
-        self, run_step: RunStep[Tensor], origin: StepSender | None, now_ns: int
-    ) -> InferenceRequest:
+    def _step_request(self, run_step: RunStep[Tensor], sender: StepSender, now_ns: int) -> InferenceRequest:
         request = self._request
         step = run_step.step
         correlation_id, flags = request.correlation_id, request.flags
@@ -229,7 +235,6 @@ class EnsembleFlight:
         for name, adaptation in step.adaptations:
             if name in inputs:
                 inputs[name] = _adapted(inputs[name], adaptation)
-        sender = StepSender(self, run_step, origin, now_ns)
         self._spans.append(sender)
         if len(self._spans) >= self._count_at:
             self._count_early()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 from cantata.dag.plan import compile_plan
 from cantata.runtime.errors import unavailable
 from cantata.runtime.model_spec import ModelSpec
@@ -10,6 +13,7 @@ from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.ensemble_scheduler import EnsembleScheduler
 from cantata.runtime.scheduling.timer import Timer
+from cantata.runtime.tensor import Tensor
 from tests.support.ensembles import ensemble, models_of, step
 from tests.support.requests import RecordingSender, tensor
 
@@ -44,9 +48,10 @@ class Bench:
         self.model = PlayedModel()
         self.scheduler = EnsembleScheduler(ModelSpec(config, 1), plan, [self.model], Timer())
 
-    def enqueue(self, *outputs: str) -> RecordingSender:
+    def enqueue(self, *outputs: str, value: Tensor | None = None) -> RecordingSender:
         sender = RecordingSender()
-        request = InferenceRequest("pipeline", {"A": tensor(4)}, sender, 1, requested_outputs=outputs)
+        inputs = {"A": value or tensor(4)}
+        request = InferenceRequest("pipeline", inputs, sender, 1, requested_outputs=outputs)
         request.batch_size = 1
         self.scheduler.enqueue(request)
         return sender
@@ -77,6 +82,21 @@ def test_a_model_that_breaks_while_it_accepts_fails_that_request_alone() -> None
     third = bench.enqueue()
     bench.model.answer()
     assert third.finals == 1
+
+
+def test_a_refused_step_leaves_nothing_to_the_collector_of_cycles() -> None:
+    bench = Bench()
+    value = tensor(4)
+    kept = weakref.ref(value.array)
+    gc.disable()
+    try:
+        bench.model.failure = unavailable("too busy")
+        assert bench.enqueue(value=value).finals == 1
+        bench.model.failure = None
+        del value
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_an_input_that_is_asked_for_alone_is_answered_without_a_step() -> None:
