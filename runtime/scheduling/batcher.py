@@ -31,8 +31,9 @@ class Batch:
 class Batcher(Protocol):
     """A queue that says when a batch is ready and hands it out."""
 
-    # Whether requests may wait for too long here.
+    # Whether requests may wait for too long here, and whether one may run before another that came earlier.
     can_expire: bool
+    can_reorder: bool
 
     def add(self, request: InferenceRequest, now_ns: int) -> None:
         """Queue a validated request; raises InferenceError when the queue is full."""
@@ -68,6 +69,7 @@ class SingleRequestQueue:
     """The default scheduler's queue (reference, section 6.2): first in, first out, one request an execution."""
 
     can_expire = False
+    can_reorder = False
 
     def __init__(self) -> None:
         self._queue: OrderedDict[InferenceRequest, None] = OrderedDict()

@@ -199,7 +199,12 @@ class CachingScheduler:
 
     def landed(self, flight: Flight, response: InferenceResponse | None) -> None:
         """Keep a leader's final answer, send it, and answer those who waited for it (FlightOwner)."""
-        kept = self._keep(flight)
+        try:
+            kept = self._keep(flight)
+        except Exception:
+            # There may be no memory for it.
+            _log.exception("a response could not be kept")
+            kept = None
         try:
             flight.sender.send(response, True)
         finally:

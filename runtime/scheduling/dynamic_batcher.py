@@ -55,6 +55,7 @@ class DynamicBatcher:
         self._strategy = strategy
         self._is_choosy = self._compares or strategy is not None
         self._priorities = priorities
+        self.can_reorder = priorities is not None
         self.can_expire = priorities is not None and priorities.has_timeouts
         self._queue: deque[InferenceRequest] | PriorityQueue = deque() if priorities is None else priorities
         self._removed: set[InferenceRequest] = set()

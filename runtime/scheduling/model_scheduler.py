@@ -58,8 +58,9 @@ class ModelScheduler:
         self._batcher = batcher
         self._order = ResponseOrder() if preserves_order else None
         self._workers = workers
-        # What is about to run waits for resources where there are limits, and may leave until it has them.
-        self._is_limited = isinstance(workers, LimitedDispatch)
+        # What is about to run waits for resources where there are limits, may be overtaken where there are priorities,
+        # and is left over where its instance goes away: it may leave until it runs.
+        self._watches_all = isinstance(workers, LimitedDispatch) or batcher.can_reorder
         self._timer = timer
         self._expiries = Expiries(timer)
         self._lock = threading.Lock()
@@ -91,11 +92,18 @@ class ModelScheduler:
                 self._free_ns = now_ns
             self._instances += scheduled
             self._idle += scheduled
+            if scheduled:
+                self.unavailability = None
             while (instance := self._reserve(now_ns)) is not None:
                 ready.append(instance)
         for instance in scheduled:
-            if isinstance(instance.backend_instance, RestartingInstance):
-                instance.backend_instance.watch(partial(self._look_at, instance, instance.backend_instance))
+            backend_instance = instance.backend_instance
+            if isinstance(backend_instance, RestartingInstance):
+                self._watches_all = True
+                backend_instance.watch(partial(self._look_at, instance, backend_instance))
+                if backend_instance.unavailability() is not None:
+                    # It went away before it was watched.
+                    self._look_at(instance, backend_instance)
         for instance in ready:
             self._workers.dispatch(instance)
 
@@ -112,6 +120,8 @@ class ModelScheduler:
                 if not instance.is_reserved:
                     instance.left.set()
             self._leaving += leaving
+            abandoned, error = self._abandon_if_all_away()
+        self._refuse_all(abandoned, error)
         return leaving
 
     def close_removed(self, instance: ScheduledInstance) -> None:
@@ -138,7 +148,7 @@ class ModelScheduler:
                 instance = self._admit(request, now_ns)
                 # An instance that is about to take a batch takes one request at least, and looks for itself whether it
                 # is cancelled; those that may be left over are watched.
-                may_wait = len(self._batcher) > self._due or self._is_limited
+                may_wait = self._watches_all or len(self._batcher) > self._due
         except InferenceError:
             self._in_flight.leave()
             raise
@@ -317,7 +327,6 @@ class ModelScheduler:
 
     def _look_at(self, instance: ScheduledInstance, backend_instance: RestartingInstance) -> None:
         """An instance has gone away or come back. With the last one goes what is queued: it would wait for nothing."""
-        abandoned: list[InferenceRequest] = []
         with self._lock:
             if instance not in self._instances:
                 return
@@ -327,19 +336,33 @@ class ModelScheduler:
                 self._free_ns = monotonic_ns()
             if instance.is_away is not was_away and not instance.is_reserved:
                 (self._idle.remove if instance.is_away else self._idle.append)(instance)
-            if not all(other.is_away for other in self._instances):
+            if error is None:
                 self.unavailability = None
-            elif error is not None:
-                text = f"model '{self._spec.model_name}' has no instance that runs until it is restarted: "
-                self.unavailability = unavailable(text + error.message)
-                abandoned = self._drain()
-            unavailability = self.unavailability
+            abandoned, refusal = self._abandon_if_all_away()
             next_instance = self._reserve(monotonic_ns())
-        for request in abandoned:
-            assert unavailability is not None
-            self._figures.refuse(request, unavailability, REASON_BACKEND)
+        self._refuse_all(abandoned, refusal)
         if next_instance is not None:
             self._workers.dispatch(next_instance)
+
+    def _abandon_if_all_away(self) -> tuple[list[InferenceRequest], InferenceError | None]:
+        """Where no instance can execute, all that is queued and why it is refused; the caller holds the lock."""
+        error: InferenceError | None = None
+        for instance in self._instances:
+            if not instance.is_away:
+                return [], None
+            if isinstance(instance.backend_instance, RestartingInstance):
+                error = instance.backend_instance.unavailability() or error
+        if error is None:
+            # None is left at all, or one has come back this moment and is looked at next.
+            return [], None
+        text = f"model '{self._spec.model_name}' has no instance that runs until it is restarted: "
+        self.unavailability = unavailable(text + error.message)
+        return self._drain(), self.unavailability
+
+    def _refuse_all(self, abandoned: list[InferenceRequest], error: InferenceError | None) -> None:
+        for request in abandoned:
+            assert error is not None
+            self._figures.refuse(request, error, REASON_BACKEND)
 
     def _wake(self, armed_ns: int) -> None:
         now_ns = monotonic_ns()
@@ -364,7 +387,7 @@ class ModelScheduler:
         end_ns = monotonic_ns()
         execution.instance = None
         instance.ran_for(end_ns - execution.start_ns)
-        if is_over and execution.requests[0].correlation_id:
+        if is_over and _has_sequence(execution.requests):
             # A step of a sequence: the next request must not overtake this one on the way to the steps that follow.
             self._finish_later(execution)
             is_over = False
@@ -415,3 +438,10 @@ class ModelScheduler:
                 self._figures.refuse(request, error, REASON_CANCELED)
             else:
                 self._figures.refuse(request, unavailable(EXPIRED), REASON_REJECTED)
+
+
+def _has_sequence(requests: list[InferenceRequest]) -> bool:
+    """Whether any request of a batch is part of a sequence."""
+    if requests[0].correlation_id:
+        return True
+    return len(requests) > 1 and any(request.correlation_id for request in requests)

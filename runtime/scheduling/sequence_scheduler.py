@@ -91,11 +91,16 @@ class SequenceScheduler:
                 self._lanes[instance] = self._batcher.add_lane(now_ns)
                 self._instances.append(instance)
                 self._is_idle.append(True)
+            if added:
+                self.unavailability = None
             ready = self._reserve_all(now_ns)
         for instance in added:
-            if isinstance(instance.backend_instance, RestartingInstance):
-                watch = functools.partial(self._look_at, instance, instance.backend_instance)
-                instance.backend_instance.watch(watch)
+            backend_instance = instance.backend_instance
+            if isinstance(backend_instance, RestartingInstance):
+                backend_instance.watch(functools.partial(self._look_at, instance, backend_instance))
+                if backend_instance.unavailability() is not None:
+                    # It went away before it was watched.
+                    self._look_at(instance, backend_instance)
         for instance in ready:
             self._workers.dispatch(instance)
 
@@ -175,6 +180,7 @@ class SequenceScheduler:
             self._batcher.cancelled(request, now_ns)
             ready = self._reserve_all(now_ns)
             dropped = self._batcher.take_dropped()
+            self._notice_left()
         self._answer(dropped)
         for instance in ready:
             self._workers.dispatch(instance)

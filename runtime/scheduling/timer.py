@@ -1,17 +1,21 @@
 """One thread that calls back at given times: for batches that wait to fill, and restarts that wait to be tried.
 
-Knows nothing of what it calls. Callbacks must be quick and must not raise.
+Knows nothing of what it calls. Callbacks must be quick; one that raises is logged and keeps no other from being
+called.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 from collections.abc import Callable
 from typing import Final
 
 from cantata.runtime.clock import monotonic_ns
+
+_log = logging.getLogger("cantata.scheduler")
 
 # Conditions cannot wait for as long as a request may say; after this long it is looked at again.
 _LONGEST_WAIT_S: Final = 3600.0
@@ -61,4 +65,7 @@ class Timer:
                 if self._is_closed:
                     return
                 callback = heapq.heappop(self._heap)[2]
-            callback()
+            try:
+                callback()
+            except Exception:
+                _log.exception("what was to be done at a certain time failed")

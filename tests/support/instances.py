@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from cantata.runtime.errors import InferenceError, unavailable
 from cantata.runtime.execution.execution import Execution
 from cantata.runtime.response import InferenceResponse
 
@@ -76,3 +77,29 @@ class BackgroundInstance:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+class RestartingInstance(InstantInstance):
+    """Goes away and comes back when the test says so (backend.RestartingInstance)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._on_change: Callable[[], None] | None = None
+        self._error: InferenceError | None = None
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+
+    def unavailability(self) -> InferenceError | None:
+        return self._error
+
+    def go_away(self) -> None:
+        self._change(unavailable("its process has ended"))
+
+    def come_back(self) -> None:
+        self._change(None)
+
+    def _change(self, error: InferenceError | None) -> None:
+        self._error = error
+        if self._on_change is not None:
+            self._on_change()

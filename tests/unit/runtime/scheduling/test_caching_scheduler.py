@@ -468,3 +468,22 @@ def test_every_request_is_answered_once_whatever_happens(
     assert caching.scheduler.in_flight == 0
     if not is_remote:
         caching.cache.check_invariants()
+
+
+def test_an_answer_that_cannot_be_kept_is_sent_all_the_same(
+    caching: Caching, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: InferenceResponse) -> None:
+        raise MemoryError("no room")
+
+    leader, waiter = run(caching, 1.0, 1.0)
+    caching.inner.started(leader)
+    with monkeypatch.context() as patched:
+        patched.setattr("cantata.runtime.scheduling.caching_scheduler.kept_copy", fail)
+        caching.inner.answer(leader, 7.0)
+    assert (values_of(leader), caching.inner.running) == ([7.0], [waiter])
+    assert "no room" in caplog.text
+    caching.inner.answer(waiter, 7.0)
+    assert values_of(waiter) == [7.0]
+    caching.threads.run_all()
+    assert caching.scheduler.in_flight == 0

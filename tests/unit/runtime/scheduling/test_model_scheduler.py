@@ -17,7 +17,13 @@ from cantata.runtime.scheduling.dynamic_batcher import DynamicBatcher
 from cantata.runtime.scheduling.model_scheduler import ModelScheduler
 from cantata.runtime.scheduling.priority_queue import PriorityQueue, QueuePolicy
 from cantata.runtime.scheduling.timer import Timer
-from tests.support.instances import BackgroundInstance, InstantInstance, ManualInstance, echo
+from tests.support.instances import (
+    BackgroundInstance,
+    InstantInstance,
+    ManualInstance,
+    RestartingInstance,
+    echo,
+)
 from tests.support.requests import identity_spec, tensor
 
 Instance = InstantInstance | ManualInstance | BackgroundInstance
@@ -36,11 +42,12 @@ class Harness:
         *instances: Instance,
         delay_us: int = 0,
         policy: QueuePolicy | None = None,
+        levels: int = 0,
         preserves_order: bool = False,
         max_batch_size: int = 8,
     ) -> ModelScheduler:
         spec = identity_spec(max_batch_size=max_batch_size, dims=(4,))
-        priorities = None if policy is None else PriorityQueue(0, 0, policy, {})
+        priorities = None if policy is None else PriorityQueue(levels, levels, policy, {})
         batcher = DynamicBatcher(spec, (), delay_us, priorities=priorities)
         scheduler = ModelScheduler(spec, batcher, self.workers, self.timer, preserves_order=preserves_order)
         scheduler.add_instances(instances)
@@ -524,7 +531,10 @@ def test_a_caller_that_was_slow_is_not_trusted_for_long(harness: Harness) -> Non
     assert first < waits[0] < waits[1]
 
 
-def test_a_step_of_a_sequence_is_answered_before_its_instance_runs_the_next(harness: Harness) -> None:
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "behind another"])
+def test_a_step_of_a_sequence_is_answered_before_its_instance_runs_the_next(
+    harness: Harness, others: int
+) -> None:
     dispatched: list[Work] = []
     dispatched_meanwhile: list[int] = []
 
@@ -545,7 +555,10 @@ def test_a_step_of_a_sequence_is_answered_before_its_instance_runs_the_next(harn
     first, follower = harness.request("a"), harness.request("b")
     first.sender = SendsTheNext()
     first.correlation_id = follower.correlation_id = 7
-    scheduler.enqueue(first)
+    with harness.workers.collecting() as work:
+        harness.enqueue(scheduler, *["other"] * others)
+        scheduler.enqueue(first)
+        work.run()
     assert answer(follower).error is None
     assert dispatched_meanwhile == [0]
 
@@ -610,3 +623,80 @@ def test_a_call_of_the_timer_that_an_earlier_one_has_replaced_arms_no_other(
     now_ns += 2_000_000
     timer.advance(now_ns)
     assert timer.calls == []
+
+
+@pytest.mark.parametrize("keeps_others", [False, True])
+def test_an_instance_that_comes_while_all_others_are_away_serves(
+    harness: Harness, keeps_others: bool
+) -> None:
+    gone = RestartingInstance()
+    scheduler = harness.scheduler(gone)
+    gone.go_away()
+    assert scheduler.unavailability is not None
+    scheduler.add_instances([InstantInstance()])
+    assert scheduler.unavailability is None
+    if not keeps_others:
+        scheduler.remove_instances([gone])
+    (request,) = harness.enqueue(scheduler, "a")
+    assert answer(request).error is None
+
+
+def test_what_waits_is_refused_when_only_instances_that_are_away_remain(harness: Harness) -> None:
+    gone, busy = RestartingInstance(), ManualInstance()
+    scheduler = harness.scheduler(gone, busy)
+    gone.go_away()
+    (running,) = harness.enqueue(scheduler, "running")
+    busy.wait_for_batch()
+    (queued,) = harness.enqueue(scheduler, "queued")
+    scheduler.remove_instances([busy])
+    text = "model 'identity' has no instance that runs until it is restarted: its process has ended"
+    assert error(queued) == (StatusCode.UNAVAILABLE, text)
+    with pytest.raises(InferenceError, match="its process has ended"):
+        scheduler.enqueue(harness.request("late"))
+    gone.come_back()
+    (later,) = harness.enqueue(scheduler, "later")
+    assert answer(later).error is None
+    busy.finish()
+    assert answer(running).error is None
+
+
+def test_an_instance_that_went_away_before_it_was_added_is_not_waited_for(harness: Harness) -> None:
+    gone = RestartingInstance()
+    gone.go_away()
+    scheduler = harness.scheduler(gone)
+    with pytest.raises(InferenceError, match="its process has ended"):
+        scheduler.enqueue(harness.request("a"))
+
+
+def test_who_is_left_over_by_an_instance_that_goes_away_may_leave(harness: Harness) -> None:
+    busy, gone = ManualInstance(), RestartingInstance()
+    scheduler = harness.scheduler(busy, gone)
+    gone.go_away()
+    harness.enqueue(scheduler, "running")
+    busy.wait_for_batch()
+    gone.come_back()
+    with harness.workers.collecting() as work:
+        (left_over,) = harness.enqueue(scheduler, "left over")
+        gone.go_away()
+        work.run_until(lambda: False)
+    left_over.cancellation.cancel()
+    assert error(left_over) == (StatusCode.CANCELLED, "")
+    busy.finish()
+    assert scheduler.wait_until_idle(10)
+
+
+def test_who_is_overtaken_may_leave(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance, policy=QueuePolicy(), levels=2, max_batch_size=1)
+    low, high = harness.request("low"), harness.request("high")
+    low.priority, high.priority = 2, 1
+    with harness.workers.collecting() as work:
+        scheduler.enqueue(low)
+        scheduler.enqueue(high)
+        work.run()
+    instance.wait_for_batch()
+    low.cancellation.cancel()
+    assert error(low) == (StatusCode.CANCELLED, "")
+    instance.finish()
+    assert answer(high).id == "high"
+    assert instance.batches == [["high"]]

@@ -19,7 +19,13 @@ from cantata.runtime.scheduling.sequence_inputs import SequenceInputs
 from cantata.runtime.scheduling.sequence_scheduler import SequenceScheduler
 from cantata.runtime.scheduling.sequence_strategies import sequence_batcher
 from cantata.runtime.scheduling.timer import Timer
-from tests.support.instances import BackgroundInstance, InstantInstance, ManualInstance, echo
+from tests.support.instances import (
+    BackgroundInstance,
+    InstantInstance,
+    ManualInstance,
+    RestartingInstance,
+    echo,
+)
 from tests.support.sequences import IDLE_NS, direct, oldest, sequence_config, sequence_request
 
 Instance = InstantInstance | ManualInstance | BackgroundInstance
@@ -345,3 +351,26 @@ def test_a_refused_request_is_answered_by_whoever_sent_it_and_counted_by_nobody(
     refused.fail(refusal.value)
     assert error(refused)[0] is StatusCode.INVALID_ARG
     assert (scheduler.in_flight, sum(scheduler.failures().values())) == (0, 0)
+
+
+def test_a_removed_instance_is_left_when_what_waited_there_is_cancelled(harness: Harness) -> None:
+    instance = InstantInstance()
+    scheduler = harness.scheduler(lasting(direct, delay_us=LONG_US, utilization=1.0), instance)
+    waiting = send(scheduler, 1, "a", start=True)
+    (leaving,) = scheduler.remove_instances([instance])
+    assert leaving.left is not None
+    assert not leaving.left.is_set()
+    waiting.cancellation.cancel()
+    assert error(waiting) == (StatusCode.CANCELLED, "")
+    assert leaving.left.is_set()
+
+
+def test_an_instance_that_comes_while_all_others_are_away_serves(harness: Harness) -> None:
+    gone = RestartingInstance()
+    scheduler = harness.scheduler(lasting(direct), gone)
+    gone.go_away()
+    with pytest.raises(InferenceError, match="its process has ended"):
+        send(scheduler, 1, "a", start=True)
+    scheduler.add_instances([InstantInstance()])
+    scheduler.remove_instances([gone])
+    assert answer(send(scheduler, 1, "b", start=True)).error is None
