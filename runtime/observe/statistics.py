@@ -157,8 +157,14 @@ class StatisticsCounter:
             self.latencies.first_response(now_ns - request.received_ns)
 
     def count_failure(self, request: InferenceRequest, code: StatusCode, reason: str, end_ns: int) -> None:
-        """A request that was answered with an error; cancelled ones have a reason of their own."""
-        self.failures[REASON_CANCELED if code is StatusCode.CANCELLED else reason] += 1
+        """A request that was answered with an error.
+
+        A model's that was cancelled, or whose time was over, has a reason of its own, wherever it was by then; an
+        ensemble's always has the same (reference, section 9).
+        """
+        if code is StatusCode.CANCELLED and reason != REASON_OTHER:
+            reason = REASON_REJECTED if request.cancellation.has_expired else REASON_CANCELED
+        self.failures[reason] += 1
         self.failure_ns += end_ns - request.received_ns
 
     def count_response(

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from cantata.runtime.errors import InferenceError, StatusCode, internal_error
 from cantata.runtime.observe.snapshots import InferResponseStatistics, StatisticDuration
-from cantata.runtime.observe.statistics import _MOST_RESPONSES, StatisticsCounter
+from cantata.runtime.observe.statistics import (
+    _MOST_RESPONSES,
+    REASON_BACKEND,
+    REASON_CANCELED,
+    REASON_OTHER,
+    StatisticsCounter,
+)
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
 from tests.support.requests import make_request, tensor
@@ -70,3 +76,15 @@ def test_failed_and_cancelled_responses_have_no_output() -> None:
             cancel=StatisticDuration(1, 4),
         )
     }
+
+
+def test_a_failure_has_the_same_reason_wherever_the_request_was_by_then() -> None:
+    counter = StatisticsCounter()
+    cancelled, expired = make_request(1), make_request(1)
+    cancelled.cancellation.cancel()
+    expired.cancellation.expire()
+    for reason in (REASON_BACKEND, REASON_CANCELED, REASON_OTHER):
+        for request in (cancelled, expired):
+            counter.count_failure(request, StatusCode.CANCELLED, reason, 100)
+    counter.count_failure(make_request(1), StatusCode.INTERNAL, REASON_BACKEND, 100)
+    assert counter.failures == {"REJECTED": 2, "CANCELED": 2, "BACKEND": 1, "OTHER": 2}
