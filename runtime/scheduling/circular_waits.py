@@ -16,32 +16,41 @@ from cantata.runtime.scheduling.batcher import Batch
 class CircularWaits:
     """The instances of one model that wait for requests which are queued for this very model.
 
-    Invariant: `_waiting` counts, for each such instance, the queued requests that it waits for.
+    Invariant: `queued` has each such request with the instances that wait for it, and `_waiting` counts, for each
+    such instance, the requests that it waits for.
     """
 
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
+        # Empty for all models but those that wait for themselves.
+        self.queued: dict[InferenceRequest, list[object]] = {}
         self._waiting: Counter[object] = Counter()
 
     def refusal(self, request: InferenceRequest, instances: Collection[object]) -> InferenceError | None:
-        """Note that `request` is to be queued; or why it must not be, when every instance would wait."""
-        own = [execution.instance for execution in request.waiting if execution.instance in instances]
-        if not own:
+        """Why `request` must not be queued, where every instance would wait; None where it may."""
+        own = _waiting_for(request, instances)
+        if not own or len(self._waiting.keys() | set(own)) < len(instances):
             return None
-        if len(self._waiting.keys() | set(own)) >= len(instances):
-            return unavailable(
-                f"model '{self._model_name}' is called by a request that keeps its own instances busy, and none is "
-                "left to answer: give it more instances, or make its `execute` a coroutine"
-            )
-        self._waiting.update(own)
-        return None
+        return unavailable(
+            f"model '{self._model_name}' is called by a request that keeps its own instances busy, and none is "
+            "left to answer: give it more instances, or make its `execute` a coroutine"
+        )
+
+    def note(self, request: InferenceRequest, instances: Collection[object]) -> None:
+        """`request` has been queued."""
+        own = _waiting_for(request, instances)
+        if own:
+            self.queued[request] = own
+            self._waiting.update(own)
 
     def forget(self, batch: Batch) -> None:
         """The requests of `batch` are queued no longer."""
-        if not self._waiting:
+        if not self.queued:
             return
         for request in (*batch.requests, *batch.dropped):
-            for execution in request.waiting:
-                if execution.instance in self._waiting:
-                    self._waiting[execution.instance] -= 1
+            self._waiting.subtract(self.queued.pop(request, ()))
         self._waiting += Counter()
+
+
+def _waiting_for(request: InferenceRequest, instances: Collection[object]) -> list[object]:
+    return [execution.instance for execution in request.waiting if execution.instance in instances]

@@ -277,11 +277,10 @@ class EnsembleFlight:
 
     def _sort(self, instructions: list[_Instruction]) -> list[RunStep[Tensor]]:
         """Keep the answers, in their order, and return the steps to run; the caller holds the lock."""
-        steps: list[RunStep[Tensor]] = []
         if len(instructions) == 1 and isinstance(instructions[0], RunStep):
             # The usual case: the next step of a chain.
-            steps.append(instructions[0])
-            return steps
+            return instructions  # type: ignore[return-value]
+        steps: list[RunStep[Tensor]] = []
         for instruction in instructions:
             if isinstance(instruction, RunStep):
                 steps.append(instruction)
@@ -353,15 +352,18 @@ class EnsembleFlight:
         self._scheduler.count_early(ended)
 
     def _send_answers(self) -> None:
+        with self._lock:
+            if self._is_sending or not self._outbox:
+                return
+            self._is_sending = True
+            answer = self._outbox.popleft()
         while True:
-            with self._lock:
-                if self._is_sending or not self._outbox:
-                    return
-                self._is_sending = True
-                answer = self._outbox.popleft()
             self._send(answer)
             with self._lock:
-                self._is_sending = False
+                if not self._outbox:
+                    self._is_sending = False
+                    return
+                answer = self._outbox.popleft()
 
     def _send(self, answer: _Answer) -> None:
         request = self._request

@@ -166,7 +166,8 @@ class ModelScheduler:
             if not batch.requests:
                 self._rest(instance, start_ns)
                 again = self._reserve(start_ns)
-            self._waits.forget(batch)
+            if self._waits.queued:
+                self._waits.forget(batch)
             for request in batch.requests:
                 request.queue = None
             for request in batch.dropped:
@@ -275,6 +276,8 @@ class ModelScheduler:
             if refusal is not None:
                 raise refusal
         self._batcher.add(request, now_ns)
+        if request.waiting:
+            self._waits.note(request, self._instances)
         # It is this scheduler's only from here on: whoever it is refused to answers it.
         request.owner = self._figures
         request.queue = self
