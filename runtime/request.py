@@ -119,7 +119,8 @@ class Cancellation:
 
         Of two requests that share the cancellation and are queued at the same moment one may miss it.
         """
-        if self._queued is None:
+        # It may be there already: whoever had it queue for somebody else may say so late.
+        if self._queued is None or self._queued is request:
             self._queued = request
         else:
             self.add_listener(request, request.leave_queue)
@@ -134,7 +135,7 @@ class Cancellation:
         """Forget a request that has left its queue."""
         if self._queued is request:
             self._queued = None
-        elif self._listeners is not None:
+        if self._listeners is not None:
             self.remove_listener(request)
 
 

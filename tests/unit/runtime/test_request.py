@@ -19,6 +19,32 @@ class BrokenTrace:
         raise ValueError("no room")
 
 
+class Queue:
+    """Notes whom it was told of."""
+
+    def __init__(self) -> None:
+        self.left: list[InferenceRequest] = []
+
+    def cancelled(self, request: InferenceRequest) -> None:
+        self.left.append(request)
+
+
+@pytest.mark.parametrize("goes_first", [True, False])
+def test_a_request_that_was_watched_twice_is_forgotten_at_once(goes_first: bool) -> None:
+    queue = Queue()
+    first, request = make_request(1), make_request(1)
+    cancellation = request.cancellation
+    first.queue = request.queue = queue
+    if goes_first:
+        cancellation.watch(first)
+    cancellation.watch(request)
+    cancellation.unwatch(first)
+    cancellation.watch(request)
+    cancellation.unwatch(request)
+    cancellation.cancel()
+    assert queue.left == []
+
+
 def test_a_trace_that_fails_does_not_keep_the_answer(caplog: pytest.LogCaptureFixture) -> None:
     request = make_request(1)
     request.trace = BrokenTrace()  # type: ignore[assignment]
