@@ -512,6 +512,12 @@ class RedisServer:
         self._process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, cwd=self._socket.parent)
         wait_until(self._socket.exists)
 
+    def entry_count(self) -> int:
+        import redis
+
+        with redis.Redis(unix_socket_path=str(self._socket)) as client:
+            return int(client.dbsize())  # type: ignore[arg-type]
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
@@ -542,6 +548,8 @@ def test_servers_share_what_redis_keeps(tmp_path: Path, redis_server: RedisServe
     write_count(tmp_path / "models")
     with Server(tmp_path / "models", cache_config=redis_server.config) as first:
         assert [answer_of(first, 0.0), answer_of(first, 5.0), answer_of(first, 5.0)] == [0.0, 6.0, 6.0]
+        # Answers are kept after they were given.
+        wait_until(lambda: redis_server.entry_count() == 2)
         with Server(tmp_path / "models", cache_config=redis_server.config) as second:
             assert answer_of(second, 5.0) == 6.0
             [statistics] = second.core.statistics("count")
