@@ -58,6 +58,10 @@ class SequenceBatcher:
         """Whether requests of that sequence need no START."""
         return self._table.is_live(correlation_id)
 
+    def lane_of(self, correlation_id: int | str) -> int | None:
+        """The lane of that sequence, or BACKLOG; None where it is not live."""
+        return self._table.lane_of(correlation_id)
+
     def is_exclusive(self, lane: int) -> bool:
         """Whether that lane may not be asked for a batch before its last one is finished."""
         return self._lanes[lane].is_exclusive

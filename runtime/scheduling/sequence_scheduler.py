@@ -78,7 +78,7 @@ class SequenceScheduler:
         # When the timer will next look at the lanes, and at what may expire; NEVER if it will not.
         self._batch_wake_ns = NEVER
         self._expiry_wake_ns = NEVER
-        # Why nothing can be executed now: every instance is away. None where some instance can.
+        # Why no sequence can begin now: every instance is away, or leaving. None where some instance can begin one.
         self.unavailability: InferenceError | None = None
 
     def add_instances(self, backend_instances: Sequence[BackendInstance]) -> None:
@@ -116,6 +116,7 @@ class SequenceScheduler:
                 instance.left = threading.Event()
                 self._batcher.close_lane(self._lanes[instance])
             self._leaving += leaving
+            self._note_unavailability()
             self._notice_left()
         return leaving
 
@@ -138,7 +139,7 @@ class SequenceScheduler:
         now_ns = monotonic_ns()
         request.queued_ns = now_ns
         starts = bool(request.flags & SEQUENCE_START)
-        if self.unavailability is not None:
+        if self.unavailability is not None and not self._is_on_leaving(request):
             raise unavailable(self.unavailability.message)
         if not self._in_flight.enter() and (starts or not self._continues(request)):
             raise unavailable(f"{request.described_id()}{STOPPED}")
@@ -353,17 +354,37 @@ class SequenceScheduler:
             lane = self._lanes[instance]
             if error is not None and not was_away:
                 self._batcher.instance_lost(lane, now_ns)
-            if not all(other.is_away or other.left is not None for other in self._instances):
-                self.unavailability = None
-            elif error is not None:
-                text = f"model '{self._spec.model_name}' has no instance that runs until it is restarted: "
-                self.unavailability = unavailable(text + error.message)
+            self._note_unavailability()
             next_instance = self._reserve(lane, now_ns)
             dropped = self._batcher.take_dropped()
             self._notice_left()
         self._answer(dropped)
         if next_instance is not None:
             self._workers.dispatch(next_instance)
+
+    def _note_unavailability(self) -> None:
+        """Say whether any instance can begin a sequence; the caller holds the lock."""
+        error: InferenceError | None = None
+        for instance in self._instances:
+            if instance.left is not None:
+                continue
+            if not instance.is_away:
+                self.unavailability = None
+                return
+            if isinstance(instance.backend_instance, RestartingInstance):
+                error = instance.backend_instance.unavailability() or error
+        if error is not None:
+            text = f"model '{self._spec.model_name}' has no instance that runs until it is restarted: "
+            self.unavailability = unavailable(text + error.message)
+
+    def _is_on_leaving(self, request: InferenceRequest) -> bool:
+        """Whether a request's sequence goes on in an instance that gets no other, and runs."""
+        with self._lock:
+            lane = self._batcher.lane_of(request.correlation_id)
+            # There are no instances left once this is closed.
+            if lane is None or lane == BACKLOG or not self._instances:
+                return False
+            return not self._instances[lane].is_away
 
     def _notice_left(self) -> None:
         """Tell who waits for instances to be left by their last sequence; the caller holds the lock."""

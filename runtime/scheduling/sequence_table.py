@@ -127,6 +127,11 @@ class SequenceTable:
         """Whether requests of that sequence need no START."""
         return correlation_id in self._live
 
+    def lane_of(self, correlation_id: int | str) -> int | None:
+        """Where that sequence runs, or BACKLOG; None where it is not live."""
+        sequence = self._live.get(correlation_id)
+        return None if sequence is None else sequence.lane
+
     def add_slots(self, lane: int, count: int, now_ns: int) -> list[Sequence]:
         """Take a new lane's slots; returns the sequences from the backlog that have got one of them."""
         for slot in range(count):

@@ -374,3 +374,18 @@ def test_an_instance_that_comes_while_all_others_are_away_serves(harness: Harnes
     scheduler.add_instances([InstantInstance()])
     scheduler.remove_instances([gone])
     assert answer(send(scheduler, 1, "b", start=True)).error is None
+
+
+def test_a_leaving_instance_ends_its_sequences_while_all_others_are_away(harness: Harness) -> None:
+    leaving, gone = InstantInstance(), RestartingInstance()
+    scheduler = harness.scheduler(lasting(direct), leaving, gone, max_batch_size=1)
+    assert answer(send(scheduler, 1, "a", start=True)).error is None
+    gone.go_away()
+    assert scheduler.unavailability is None
+    scheduler.remove_instances([leaving])
+    with pytest.raises(InferenceError, match="its process has ended"):
+        send(scheduler, 2, "b", start=True)
+    assert answer(send(scheduler, 1, "c", end=True)).error is None
+    gone.come_back()
+    assert answer(send(scheduler, 3, "d", start=True)).error is None
+    assert (leaving.batches, gone.batches) == ([["a"], ["c"]], [["d"]])
