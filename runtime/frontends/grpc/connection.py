@@ -52,6 +52,8 @@ CONNECTION_WINDOW: Final = 64 << 20
 # A client that makes the server say so much, beside messages, and reads none of it is cut off.
 MAX_UNREAD_BYTES: Final = 8 << 20
 
+# A model that answers many times is not waited for: its client can read meanwhile.
+_MOST_UNSENT: Final = 96
 # Writes up to this size are joined; larger ones are handed to the socket piece by piece.
 _JOINED_BYTES: Final = 64 << 10
 _SETTINGS: Final = frames.settings_frame(
@@ -123,6 +125,8 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are transports by behaviour only.
         self.transport = cast(asyncio.Transport, transport)
+        # What is flushed is written at once, while the loop goes on: uvloop keeps less than this for its next turn.
+        self.transport.set_write_buffer_limits(0)
         self._control(_SETTINGS)
         self._liveness.start()
         self._owner.opened(self)
@@ -369,6 +373,8 @@ class Connection(asyncio.BufferedProtocol):
         if not self._unsent:
             self._owner.has_unsent(self)
         self._unsent.append(data)
+        if len(self._unsent) >= _MOST_UNSENT:
+            self.flush()
 
     def flush(self) -> None:
         """Hand what was written to the socket."""
