@@ -85,7 +85,7 @@ def main() -> None:
         # Under its own name only when it is whole, so that a run that was cut off is not taken for a finished one.
         partial = MODEL.with_name("model.partial")
         MODEL.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(batched(fetch()))
+        partial.write_bytes(batched(fetch()))
         partial.replace(MODEL)
     print(f"vad: the models are in {MODELS}")
 
