@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,14 @@ import pytest
 from cantata import InferenceError, Server
 from cantata.runtime.errors import StatusCode
 from tests.support.model_files import python_config, tensor_text, write_identity, write_model
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_for_later() -> Iterator[None]:
+    """Tasks that failed unheard are logged when they are collected: here, and not in the middle of another test."""
+    yield
+    gc.collect()
+
 
 IN, OUT = tensor_text("INPUT"), tensor_text("OUTPUT")
 RAISED = ("ValueError", "SystemExit", "KeyboardInterrupt", "GeneratorExit", "asyncio.CancelledError")
