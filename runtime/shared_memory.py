@@ -12,6 +12,7 @@ import mmap
 import os
 import stat
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -55,7 +56,7 @@ class CudaRegionStatus:
     byte_size: int
 
 
-class _Region:
+class _Region(ABC):
     """One region. `users` and `is_leaving` change under the registry's lock."""
 
     __slots__ = ("is_leaving", "status", "users")
@@ -78,14 +79,15 @@ class _Region:
         if not byte_size or offset + byte_size > self.status.byte_size:
             raise invalid_argument(f"Invalid offset + byte size for shared memory region: '{name}'")
 
+    @abstractmethod
     def read(self, offset: int, byte_size: int) -> memoryview:
         """A part's bytes, read-only, where the host can read them. Raises InferenceError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, offset: int, room: int, raw: bytes | memoryview) -> None:
         """Write to the beginning of a part of `room` bytes. Raises InferenceError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """The region is registered no longer, and nobody uses it."""
 
@@ -118,6 +120,9 @@ class _SystemRegion(_Region):
         self.check(offset, room)
         # numpy copies without the interpreter's lock.
         np.frombuffer(self._view, np.uint8)[offset : offset + len(raw)] = np.frombuffer(raw, np.uint8)
+
+    def close(self) -> None:
+        """The mapping ends with the last tensor in it, and not before."""
 
 
 class _CudaRegion(_Region):

@@ -11,7 +11,7 @@ import struct
 import sys
 from collections.abc import Iterable
 from math import prod
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +103,13 @@ def bytes_array(values: npt.NDArray[np.generic]) -> npt.NDArray[np.object_]:
     for index, element in enumerate(values.flat):
         flat[index] = bytes(element) if isinstance(element, bytes | bytearray) else str(element).encode()
     return converted
+
+
+def zeros(datatype: DataType, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """An array of nothing: zeros, or empty texts."""
+    if datatype is DataType.BYTES:
+        return np.full(shape, b"", dtype=object)
+    return np.zeros(shape, NUMPY_DTYPES[datatype])
 
 
 class RawTensorError(ValueError):

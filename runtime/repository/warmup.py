@@ -25,7 +25,7 @@ from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.sequence_tensors import control_datatype
-from cantata.runtime.tensor import RawTensorError, Tensor, tensor_of_raw
+from cantata.runtime.tensor import RawTensorError, Tensor, tensor_of_raw, zeros
 
 _DIRECTORY: Final = "warmup"
 # Random whole numbers stay below this: they are often indices, into vocabularies for instance.
@@ -144,7 +144,7 @@ def _tensor(name: str, described: ModelWarmupInput, batches: bool, model_directo
     if described.random_data is not None:
         array = _random(datatype, shape)
     elif described.zero_data is not None:
-        array = _zeros(datatype, shape)
+        array = zeros(datatype, shape)
     else:
         raise invalid_argument(f"warmup setting expects input '{name}' to have input_data_type set")
     array.flags.writeable = False
@@ -172,18 +172,12 @@ def _read(name: str, datatype: DataType, shape: tuple[int, ...], path: Path) -> 
         raise invalid_argument(f"input '{name}', from {path.name}: {error}") from None
 
 
-def _zeros(datatype: DataType, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    if datatype is DataType.BYTES:
-        return np.full(shape, b"", dtype=object)
-    return np.zeros(shape, NUMPY_DTYPES[datatype])
-
-
 def _random(datatype: DataType, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Floats from 0 to 1, whole numbers that are small, empty texts; the same at each load."""
     generator = np.random.default_rng(0)
     dtype = NUMPY_DTYPES[datatype]
     if datatype is DataType.BYTES:
-        return _zeros(datatype, shape)
+        return zeros(datatype, shape)
     if datatype is DataType.BF16:
         # The upper half of a float's bits.
         return (generator.random(shape, np.float32).view(np.uint32) >> 16).astype(dtype)

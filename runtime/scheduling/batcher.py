@@ -10,10 +10,18 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
+from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.request import InferenceRequest
 
 # `ready_at`'s answer when nothing is queued: no time at which a batch would be ready.
 NEVER = -1
+
+
+def compared_shapes(spec: ModelSpec, request: InferenceRequest) -> object:
+    """What must be equal for two requests to share a batch (reference, section 6.3)."""
+    inputs = request.inputs
+    shapes = tuple(inputs[name].array.shape[1:] for name in spec.compared_inputs if name in inputs)
+    return (shapes, frozenset(inputs)) if spec.any_optional else shapes
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.batcher import NEVER
 from cantata.runtime.scheduling.caching_rules import CachedScheduler, CachingParts, CachingRules
 from cantata.runtime.scheduling.flight import Flight, Waiters
-from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
+from cantata.runtime.scheduling.in_flight import STOPPED, HasInFlight, InFlight
 from cantata.runtime.scheduling.nested_delivery import deliver
 
 _log = logging.getLogger("cantata.cache")
@@ -32,7 +32,7 @@ _log = logging.getLogger("cantata.cache")
 _MOST_DIGESTED_AT_ONCE = 1 << 20
 
 
-class CachingScheduler:
+class CachingScheduler(HasInFlight):
     """Answers from the cache, or has `inner` answer and keeps that.
 
     `_lock` guards `_flights`, the flights' `kept` and `waiters`, and the figures. It is never held while anything is
@@ -58,6 +58,7 @@ class CachingScheduler:
         self._lock = threading.Lock()
         self._flights: dict[bytes, Flight] = {}
         self._figures = CacheCounter(latencies)
+        # Whatever is in the inner scheduler came from here, and is counted here for longer.
         self._in_flight = InFlight()
         self._is_stopped = False
 
@@ -339,17 +340,7 @@ class CachingScheduler:
     def stop(self) -> None:
         """Refuse new requests from now on; those accepted go on."""
         self._is_stopped = True
-        self._in_flight.stop()
-
-    def wait_until_idle(self, timeout_s: float | None) -> bool:
-        """Wait until no accepted request is unanswered; False when that took too long."""
-        # Whatever is in the inner scheduler came from here, and is counted here for longer.
-        return self._in_flight.wait_until_none(timeout_s)
-
-    @property
-    def in_flight(self) -> int:
-        """How many accepted requests are unanswered."""
-        return self._in_flight.count
+        super().stop()
 
     def close(self) -> None:
         """Stop, fail what is unanswered, close the inner scheduler, and let the kept responses go."""

@@ -13,7 +13,7 @@ from itertools import islice
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.scheduling.batch_strategy import BatchStrategy
-from cantata.runtime.scheduling.batcher import NEVER, Batch, is_abandoned
+from cantata.runtime.scheduling.batcher import NEVER, Batch, compared_shapes, is_abandoned
 from cantata.runtime.scheduling.priority_queue import PriorityQueue
 
 
@@ -233,8 +233,6 @@ class DynamicBatcher:
         return self._strategy is None or self._strategy.admits(request)
 
     def _compared_shapes(self, request: InferenceRequest) -> object:
-        inputs = request.inputs
         if self._only_compared:
-            return inputs[self._only_compared].array.shape[1:]
-        shapes = tuple(inputs[name].array.shape[1:] for name in self._spec.compared_inputs if name in inputs)
-        return (shapes, frozenset(inputs)) if self._spec.any_optional else shapes
+            return request.inputs[self._only_compared].array.shape[1:]
+        return compared_shapes(self._spec, request)

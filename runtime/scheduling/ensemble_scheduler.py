@@ -21,7 +21,7 @@ from cantata.runtime.request import InferenceRequest
 from cantata.runtime.scheduling.ensemble_flight import EnsembleFlight, StepSender, WaitingStep
 from cantata.runtime.scheduling.expiry import Expiries
 from cantata.runtime.scheduling.flight import Flight
-from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
+from cantata.runtime.scheduling.in_flight import STOPPED, HasInFlight, InFlight
 from cantata.runtime.scheduling.step_limits import StepLimits
 from cantata.runtime.scheduling.timer import Timer
 
@@ -36,7 +36,7 @@ class StepModel(Protocol):
         """Validate and enqueue a request; raises InferenceError when it is refused."""
 
 
-class EnsembleScheduler:
+class EnsembleScheduler(HasInFlight):
     """Runs the requests of one ensemble. `step_models` are by the step's index. `_lock` guards the figures."""
 
     def __init__(
@@ -67,19 +67,6 @@ class EnsembleScheduler:
         if request.timeout_us:
             self._expiries.add(request)
         EnsembleFlight(self, request, self._plan.pruned(request.requested_outputs)).start()
-
-    def stop(self) -> None:
-        """Refuse new requests from now on; those accepted go on."""
-        self._in_flight.stop()
-
-    def wait_until_idle(self, timeout_s: float | None) -> bool:
-        """Wait until no accepted request is unanswered; False when that took too long."""
-        return self._in_flight.wait_until_none(timeout_s)
-
-    @property
-    def in_flight(self) -> int:
-        """How many accepted requests are unanswered."""
-        return self._in_flight.count
 
     def close(self) -> None:
         """Refuse new requests; an ensemble holds nothing else."""

@@ -51,3 +51,22 @@ class InFlight:
                 self._none_left = threading.Event()
             none_left = self._none_left
         return none_left.wait(timeout_s)
+
+
+class HasInFlight:
+    """A scheduler, as whoever unloads its model sees it: what it has accepted is counted in `_in_flight`."""
+
+    _in_flight: InFlight
+
+    def stop(self) -> None:
+        """Refuse new requests, or new sequences, from now on; those that were accepted go on."""
+        self._in_flight.stop()
+
+    def wait_until_idle(self, timeout_s: float | None) -> bool:
+        """Wait until no accepted request is unanswered; False when that took too long."""
+        return self._in_flight.wait_until_none(timeout_s)
+
+    @property
+    def in_flight(self) -> int:
+        """How many accepted requests are unanswered."""
+        return self._in_flight.count

@@ -28,7 +28,7 @@ from cantata.runtime.request import EXPIRED, InferenceRequest
 from cantata.runtime.scheduling.batcher import NEVER, Batch, Batcher
 from cantata.runtime.scheduling.circular_waits import CircularWaits
 from cantata.runtime.scheduling.expiry import Expiries
-from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
+from cantata.runtime.scheduling.in_flight import STOPPED, HasInFlight, InFlight
 from cantata.runtime.scheduling.request_figures import RequestFigures
 from cantata.runtime.scheduling.response_order import ResponseOrder
 from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
@@ -36,7 +36,7 @@ from cantata.runtime.scheduling.timer import Timer
 from cantata.runtime.tensor import Tensor
 
 
-class ModelScheduler:
+class ModelScheduler(HasInFlight):
     """Queues requests for one model version and runs its instances.
 
     `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_free_ns`, `_due`, `_wake_ns`, `unavailability` and
@@ -210,19 +210,6 @@ class ModelScheduler:
         execution = Execution(self._spec, requests, size, start_ns, self._finish_later, instance)
         if instance.execute(execution):
             self._finish_later(execution)
-
-    def stop(self) -> None:
-        """Refuse new requests from now on; those accepted go on."""
-        self._in_flight.stop()
-
-    def wait_until_idle(self, timeout_s: float | None) -> bool:
-        """Wait until no accepted request is unanswered; False when that took too long."""
-        return self._in_flight.wait_until_none(timeout_s)
-
-    @property
-    def in_flight(self) -> int:
-        """How many accepted requests are unanswered."""
-        return self._in_flight.count
 
     def close(self) -> None:
         """Stop, fail what is still queued, and close the instances. Call when idle, or when waiting is over."""
@@ -411,28 +398,9 @@ class ModelScheduler:
         execution.send_responses()
 
     def _count(self, execution: Execution, end_ns: int) -> None:
-        """Count a batch, and its requests that are answered with it; the caller holds the lock."""
-        times = execution.times(end_ns)
-        statistics = self._statistics
-        start_ns = execution.start_ns
-        answered = failed = whole_ns = queue_ns = 0
-        for request, response in zip(execution.requests, execution.responses, strict=True):
-            if response is None:
-                continue
-            # Accounted for here, with its batch, and not again when the response is sent.
-            request.owner = None
-            request.times = times
-            answered += 1
-            if response.error is None:
-                whole_ns += end_ns - request.received_ns
-                queue_ns += start_ns - request.queued_ns
-                if statistics.latencies is not None:
-                    statistics.tell_latencies(request, start_ns, times, end_ns)
-            else:
-                failed += 1
-                statistics.count_failure(request, response.error.code, REASON_BACKEND, end_ns)
-        statistics.count_batch(execution.batch_size, times, answered - failed, whole_ns, queue_ns, end_ns)
-        self._in_flight.leave(answered)
+        """Count a batch that is over; the caller holds the lock."""
+        answers = zip(execution.requests, execution.responses, strict=True)
+        self._figures.count_batch(execution, answers, end_ns)
 
     def _answer_dropped(self, dropped: list[InferenceRequest]) -> None:
         for request in dropped:

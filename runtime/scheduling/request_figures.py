@@ -1,15 +1,17 @@
 """What becomes of a model version's requests, as figures: the part of it that all its schedulers count alike.
 
-Owns the reading of the figures, and the accounts of requests that are answered one by one: by their model, or without
-having run. Batches are counted by the scheduler that runs them, in the same statistics.
+Owns the reading of the figures, and the accounts of requests: of those answered with their batch, and of those answered
+one by one, by their model or without having run.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError
+from cantata.runtime.execution.execution import Execution
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.observe.statistics import REASON_BACKEND, ComputeTimes, StatisticsCounter
 from cantata.runtime.request import InferenceRequest
@@ -58,6 +60,35 @@ class RequestFigures:
             else:
                 statistics.count_failure(request, error.code, REASON_BACKEND, now_ns)
         self._in_flight.leave()
+
+    def count_batch(
+        self,
+        execution: Execution,
+        answers: Iterable[tuple[InferenceRequest, InferenceResponse | None]],
+        end_ns: int,
+    ) -> None:
+        """Count a batch, and its requests that are answered with it; the caller holds the lock."""
+        times = execution.times(end_ns)
+        statistics = self._statistics
+        start_ns = execution.start_ns
+        answered = failed = whole_ns = queue_ns = 0
+        for request, response in answers:
+            if response is None:
+                continue
+            # Accounted for here, with its batch, and not again when the response is sent.
+            request.owner = None
+            request.times = times
+            answered += 1
+            if response.error is None:
+                whole_ns += end_ns - request.received_ns
+                queue_ns += start_ns - request.queued_ns
+                if statistics.latencies is not None:
+                    statistics.tell_latencies(request, start_ns, times, end_ns)
+            else:
+                failed += 1
+                statistics.count_failure(request, response.error.code, REASON_BACKEND, end_ns)
+        statistics.count_batch(execution.batch_size, times, answered - failed, whole_ns, queue_ns, end_ns)
+        self._in_flight.leave(answered)
 
     def refuse(self, request: InferenceRequest, error: InferenceError, reason: str) -> None:
         """Answer a request that leaves its queue without running."""

@@ -28,7 +28,7 @@ from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START, InferenceReque
 from cantata.runtime.response import InferenceResponse
 from cantata.runtime.scheduling.sequence_table import Sequence as LiveSequence
 from cantata.runtime.sequence_tensors import control_datatype
-from cantata.runtime.tensor import RawTensorError, Tensor, WritableTensor, tensor_of_raw
+from cantata.runtime.tensor import RawTensorError, Tensor, WritableTensor, tensor_of_raw, zeros
 
 _FLAGS = SEQUENCE_START | SEQUENCE_END
 _INITIAL_STATE_DIRECTORY = "initial_state"
@@ -201,7 +201,7 @@ def _initial_tensor(state: SequenceState, leading: tuple[int, ...], model_direct
     shape = (*leading, *(1 if dim == -1 else dim for dim in dims))
     if initial is not None and initial.data_file is not None:
         return _read_state(initial, datatype, shape, model_directory)
-    return Tensor(datatype, _shared(_zeros(shape, datatype)))
+    return Tensor(datatype, _shared(zeros(datatype, shape)))
 
 
 def _read_state(
@@ -231,14 +231,8 @@ def _too_short(expected: int, path: Path, size: int) -> InferenceError:
     )
 
 
-def _zeros(shape: tuple[int, ...], datatype: DataType) -> npt.NDArray[Any]:
-    if datatype is DataType.BYTES:
-        return np.full(shape, b"", dtype=object)
-    return np.zeros(shape, NUMPY_DTYPES[datatype])
-
-
 def _blank(tensor: Tensor) -> Tensor:
-    return Tensor(tensor.datatype, _zeros(tensor.shape, tensor.datatype))
+    return Tensor(tensor.datatype, zeros(tensor.datatype, tensor.shape))
 
 
 def _shared(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.request import InferenceRequest
-from cantata.runtime.scheduling.batcher import NEVER, Batcher
+from cantata.runtime.scheduling.batcher import NEVER, Batcher, compared_shapes
 from cantata.runtime.scheduling.sequence_table import DropReason, Sequence, SequenceTable
 from cantata.runtime.scheduling.settling import Settling
 
@@ -427,10 +427,3 @@ class OldestLane:
         self._table.waiting_count += 1
         self._table.drop(sequence, reason, others)
         self._go_on(sequence, now_ns)
-
-
-def compared_shapes(spec: ModelSpec, request: InferenceRequest) -> object:
-    """What must be equal for two requests to share a batch (reference, section 6.3)."""
-    inputs = request.inputs
-    shapes = tuple(inputs[name].shape[1:] for name in spec.compared_inputs if name in inputs)
-    return (shapes, frozenset(inputs)) if spec.any_optional else shapes

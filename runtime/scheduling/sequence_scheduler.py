@@ -24,10 +24,10 @@ from cantata.runtime.observe.statistics import (
     REASON_REJECTED,
     StatisticsCounter,
 )
-from cantata.runtime.request import SEQUENCE_END, SEQUENCE_START, InferenceRequest
+from cantata.runtime.request import EXPIRED, SEQUENCE_END, SEQUENCE_START, InferenceRequest
 from cantata.runtime.scheduling.batcher import NEVER
 from cantata.runtime.scheduling.expiry import Expiries
-from cantata.runtime.scheduling.in_flight import STOPPED, InFlight
+from cantata.runtime.scheduling.in_flight import STOPPED, HasInFlight, InFlight
 from cantata.runtime.scheduling.request_figures import RequestFigures
 from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
 from cantata.runtime.scheduling.sequence_batcher import SequenceBatcher
@@ -41,7 +41,7 @@ from cantata.runtime.tensor import Tensor
 _log = logging.getLogger("cantata.scheduler")
 
 
-class SequenceScheduler:
+class SequenceScheduler(HasInFlight):
     """Queues the requests of one model version's sequences and runs its instances.
 
     `_lock` guards the batcher, the instances, `_is_idle`, the two wake times and the statistics. It is never held
@@ -246,19 +246,6 @@ class SequenceScheduler:
             request.owner = None
             self._in_flight.leave()
             request.respond(None, True)
-
-    def stop(self) -> None:
-        """Refuse new sequences from now on; those that were accepted go on."""
-        self._in_flight.stop()
-
-    def wait_until_idle(self, timeout_s: float | None) -> bool:
-        """Wait until no accepted request is unanswered; False when that took too long."""
-        return self._in_flight.wait_until_none(timeout_s)
-
-    @property
-    def in_flight(self) -> int:
-        """How many accepted requests are unanswered."""
-        return self._in_flight.count
 
     def close(self) -> None:
         """Stop, fail what is still queued, and close the instances. Call when idle, or when waiting is over."""
@@ -493,30 +480,11 @@ class SequenceScheduler:
             request.cancellation.watch(request)
 
     def _count(self, turns: Turns, execution: Execution, end_ns: int) -> None:
-        """Count a batch, and its requests that are answered with it; the caller holds the lock."""
-        times = execution.times(end_ns)
-        statistics = self._statistics
-        start_ns = execution.start_ns
-        answered = failed = whole_ns = queue_ns = 0
-        for turn, response in zip(turns, execution.responses, strict=True):
-            if response is None or turn is None:
-                continue
-            request = turn.request
-            # Accounted for here, with its batch, and not again when the response is sent.
-            request.owner = None
-            request.times = times
-            answered += 1
-            if response.error is None:
-                whole_ns += end_ns - request.received_ns
-                queue_ns += start_ns - request.queued_ns
-                if statistics.latencies is not None:
-                    statistics.tell_latencies(request, start_ns, times, end_ns)
-            else:
-                failed += 1
-                statistics.count_failure(request, response.error.code, REASON_BACKEND, end_ns)
-        statistics.count_batch(execution.batch_size, times, answered - failed, whole_ns, queue_ns, end_ns)
-        statistics.count_padding(turns.count(None))
-        self._in_flight.leave(answered)
+        """Count a batch that is over, but for its rows of nobody; the caller holds the lock."""
+        answers = zip(turns, execution.responses, strict=True)
+        own = ((turn.request, response) for turn, response in answers if turn is not None)
+        self._figures.count_batch(execution, own, end_ns)
+        self._statistics.count_padding(turns.count(None))
 
     def _answer(self, dropped: Collection[Dropped]) -> None:
         """Answer requests that will not run."""
@@ -524,7 +492,7 @@ class SequenceScheduler:
             if reason is DropReason.CANCELLED:
                 self._refuse(request, InferenceError(StatusCode.CANCELLED, ""), REASON_CANCELED)
             elif reason is DropReason.DEADLINE:
-                self._refuse(request, unavailable("Request timeout expired"), REASON_REJECTED)
+                self._refuse(request, unavailable(EXPIRED), REASON_REJECTED)
             elif reason is DropReason.INSTANCE_LOST:
                 lost = unavailable("the model instance that ran this sequence has failed")
                 self._refuse(request, lost, REASON_BACKEND)

@@ -181,7 +181,9 @@ def test_the_preface_may_come_in_parts(front_end: GrpcServer) -> None:
             connection.sendall(bytes((byte,)))
         received = b""
         while frames.ping_frame(b"12345678", ACK) not in received:
-            received += connection.recv(65536)
+            more = connection.recv(65536)
+            assert more, "the server closed"
+            received += more
 
 
 # --- calls that are none

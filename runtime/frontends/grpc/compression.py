@@ -6,9 +6,13 @@ import zlib
 from typing import Final
 
 from cantata.runtime.frontends.grpc import codes
+from cantata.runtime.frontends.inflating import (
+    WINDOW_BITS,
+    InflatedTooLargeError,
+    InflateError,
+    inflated,
+)
 
-# zlib's window sizes that make its formats: gzip's, and the one that HTTP calls deflate.
-_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 ENCODINGS: Final = "identity, deflate, gzip"
 
 
@@ -22,35 +26,32 @@ class MessageError(ValueError):
 
 def is_known(encoding: str) -> bool:
     """Whether messages in that encoding can be read."""
-    return encoding in ("", "identity") or encoding in _WINDOW_BITS
+    return encoding in ("", "identity") or encoding in WINDOW_BITS
 
 
 def decompressed(data: bytes | memoryview, encoding: str, max_size: int) -> bytes:
     """The message. Raises MessageError where there is none, or one that is too large."""
-    if encoding not in _WINDOW_BITS:
+    if encoding not in WINDOW_BITS:
         raise MessageError(codes.INTERNAL, "a message is compressed, but the call names no grpc-encoding")
-    decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        message = decompressor.decompress(data, max_size + 1)
-    except zlib.error as error:
+        message, _ = inflated(data, WINDOW_BITS[encoding], max_size)
+    except InflateError as error:
         raise MessageError(codes.INTERNAL, f"a message cannot be decompressed: {error}") from None
-    if len(message) > max_size:
+    except InflatedTooLargeError:
         raise MessageError(
             codes.RESOURCE_EXHAUSTED,
             f"the compressed message unpacks to more than the {max_size} bytes that "
             "--grpc-max-decompressed-size allows",
-        )
-    if not decompressor.eof:
-        raise MessageError(codes.INTERNAL, "a message cannot be decompressed: it ends too early")
+        ) from None
     return message
 
 
 def compressed(data: bytes, encoding: str, level: int) -> bytes:
     """The message in `encoding`, at zlib's `level`."""
-    compressor = zlib.compressobj(level, wbits=_WINDOW_BITS[encoding])
+    compressor = zlib.compressobj(level, wbits=WINDOW_BITS[encoding])
     return compressor.compress(data) + compressor.flush()
 
 
 def chosen_encoding(accepted: tuple[str, ...]) -> str:
     """The encoding for a client's answers; empty where it can read none of ours."""
-    return next((encoding for encoding in _WINDOW_BITS if encoding in accepted), "")
+    return next((encoding for encoding in WINDOW_BITS if encoding in accepted), "")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from cantata.runtime.frontends.api_keys import REFUSAL, ApiKeys
 from cantata.runtime.frontends.grpc import codes
 from cantata.runtime.frontends.grpc.call import NO_READER, Call, CallReader
 from cantata.runtime.frontends.grpc.call_loop import Route
 from cantata.runtime.frontends.restricted_api import RestrictedApi
+
+NeededT = TypeVar("NeededT")
 
 _KEY_PREFIX: Final = "triton-grpc-protocol-"
 
@@ -45,24 +47,27 @@ _CATEGORIES: Final = {
 def restricted(
     routes: Mapping[str, Route], restricted_protocols: tuple[RestrictedApi, ...]
 ) -> dict[str, Route]:
-    """`routes` by path, guarded where their group is restricted; the others are untouched and cost nothing."""
-    needed = {category: api for api in restricted_protocols for category in api.categories}
-    guarded = dict(routes)
-    for path, route in routes.items():
-        api = needed.get(_CATEGORIES.get(path.rpartition("/")[2], ""))
-        if api is not None:
-            guarded[path] = partial(_guarded, route, api)
-    return guarded
+    """`routes` by path, asking for the secret of their group where it has one."""
+    apis = {category: api for api in restricted_protocols for category in api.categories}
+    return _behind(_guarded, apis, routes)
 
 
 def keyed(routes: Mapping[str, Route], api_keys: tuple[ApiKeys, ...]) -> dict[str, Route]:
-    """`routes` by path, asking for a key where their group has keys; the others are untouched and cost nothing."""
-    needed = {group: keys for keys in api_keys for group in keys.groups}
+    """`routes` by path, asking for a key of their group where it has some."""
+    return _behind(_keyed, {group: keys for keys in api_keys for group in keys.groups}, routes)
+
+
+def _behind(
+    guard: Callable[[Route, NeededT, Call], CallReader],
+    needed: Mapping[str, NeededT],
+    routes: Mapping[str, Route],
+) -> dict[str, Route]:
+    """`routes` by path, behind `guard` where their group needs something; the others are untouched and cost nothing."""
     guarded = dict(routes)
     for path, route in routes.items():
-        keys = needed.get(_CATEGORIES.get(path.rpartition("/")[2], ""))
-        if keys is not None:
-            guarded[path] = partial(_keyed, route, keys)
+        group = _CATEGORIES.get(path.rpartition("/")[2], "")
+        if group in needed:
+            guarded[path] = partial(guard, route, needed[group])
     return guarded
 
 

@@ -1,6 +1,6 @@
 """Content codings of request and response bodies: gzip and deflate (reference, section 3.3).
 
-Knows bytes and header values only. Decompression stops at its limit: a small body cannot fill the memory.
+Knows bytes and header values only.
 """
 
 from __future__ import annotations
@@ -9,10 +9,15 @@ import zlib
 from typing import Final
 
 from cantata.runtime.errors import InferenceError, invalid_argument, unsupported
+from cantata.runtime.frontends.inflating import (
+    EITHER_FORMAT,
+    WINDOW_BITS,
+    InflatedTooLargeError,
+    InflateError,
+    inflated,
+)
 
-# zlib's window bits: 32 more lets it tell gzip and zlib apart by their first bytes; 16 more makes it write gzip.
-_EITHER_FORMAT: Final = zlib.MAX_WBITS | 32
-_WINDOW_BITS: Final[dict[bytes, int]] = {b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
+_WINDOW_BITS: Final = {name.encode(): bits for name, bits in WINDOW_BITS.items()}
 _CODINGS: Final = (b"identity", b"deflate", b"gzip")
 
 
@@ -24,16 +29,13 @@ def decompressed(body: bytes | memoryview, encoding: bytes, limit: int) -> bytes
         raise unsupported("Unsupported compression type")
     if not body:
         raise invalid_argument("nothing to be decompressed")
-    stream = zlib.decompressobj(_EITHER_FORMAT)
     try:
-        content = stream.decompress(body, limit + 1)
-    except zlib.error as error:
+        content, has_more = inflated(body, EITHER_FORMAT, limit)
+    except InflateError as error:
         raise invalid_argument(f"failed to decompress the request body: {error}") from None
-    if len(content) > limit:
-        raise size_error(limit)
-    if not stream.eof:
-        raise invalid_argument("failed to decompress the request body: it ends too early")
-    if stream.unused_data:
+    except InflatedTooLargeError:
+        raise size_error(limit) from None
+    if has_more:
         raise invalid_argument("failed to decompress the request body: something follows its end")
     return content
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import quote
 
 from cantata.runtime.frontends.grpc.http2 import header_blocks
 from cantata.runtime.frontends.grpc.http2.header_blocks import Header, encode_integer, kept_literal, literal
@@ -23,6 +24,8 @@ _SECOND: Final = 0x80 | 63
 _NEEDED_TABLE: Final = 256
 # What clients do with more than 8 KB of trailers is refuse the answer.
 _MOST_DETAILS: Final = 4096
+# What stays as it is in a status message.
+_PRINTABLE: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 # The blocks of an answer once the client's table has both entries.
 KNOWN_START: Final = bytes((0x88, _SECOND))
@@ -97,10 +100,7 @@ class ResponseHeaders:
 
 def percent_encoded(details: str) -> bytes:
     """A status message as trailers carry it: printable ASCII, the rest as %XX; what is too long is cut."""
-    encoded = b"".join(
-        b"%c" % byte if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
-        for byte in details.encode(errors="replace")[:_MOST_DETAILS]
-    )
+    encoded = quote(details[:_MOST_DETAILS], safe=_PRINTABLE, errors="replace").encode()
     if len(encoded) <= _MOST_DETAILS:
         return encoded
     # Not within an escape.
