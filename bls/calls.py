@@ -49,7 +49,7 @@ def call(
         runtime_request = _runtime_request(
             request, activity, caller, WaitingSender(), cancellation if linked is None else linked
         )
-        responses = submit_and_wait(services.submit, services.workers, runtime_request)
+        responses = submit_and_wait(services, runtime_request)
     except InferenceError as error:
         return _failed(while_running(request._model_name, error))
     finally:

@@ -211,7 +211,7 @@ class EmbeddedServer:
         _place(request, sequence_id, sequence_start, sequence_end)
         request.priority, request.timeout_us = priority, timeout_us
         self._refuse_decoupled(model_name, version)
-        responses = submit_and_wait(self.core.submit, self.core.workers, request)
+        responses = submit_and_wait(self.core, request)
         return _single(responses)
 
     async def infer_async(

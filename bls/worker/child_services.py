@@ -16,7 +16,7 @@ from cantata.bls.worker.channel import Channel, Message
 from cantata.bls.worker.exchange import Exchange, RemoteSender, value_of
 from cantata.bls.worker.remote_metrics import RemoteMetrics
 from cantata.bls.worker.wire import WireWait, decode_response, encode_request
-from cantata.runtime.execution.calls import WaitingSender
+
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.request import Cancellation, InferenceRequest, LinkedCancellation
 
@@ -62,10 +62,15 @@ class ChildServices:
 
     def submit(self, request: InferenceRequest) -> None:
         _make_plain(request)
-        if self._line.is_mine and isinstance(request.sender, WaitingSender):
-            self._call_directly(request)
-        else:
-            self._call(request)
+        self._call(request)
+
+    def run_now(self, request: InferenceRequest) -> bool:
+        """See ServerServices; where the server waits for this thread, it is asked and answers at once."""
+        if not self._line.is_mine:
+            return False
+        _make_plain(request)
+        self._call_directly(request)
+        return True
 
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         answer: bool = self.ask(messages.IS_DECOUPLED, str(model_name), int(model_version))

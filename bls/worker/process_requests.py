@@ -102,7 +102,7 @@ class ProcessRequests:
                 return [(None, None, encode_error(refusal))]
             request.waiting = self._batches.waiting(waiting)
             self._trace(request, encoded)
-            responses = submit_and_wait(self._services.submit, self._services.workers, request)
+            responses = submit_and_wait(self._services, request)
         finally:
             cancellation.unlink()
         return [encode_response(response, exchange.writer) for response in responses]

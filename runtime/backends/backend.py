@@ -33,6 +33,12 @@ class ServerServices(Protocol):
     def submit(self, request: InferenceRequest) -> None:
         """Accept a request for any model; raises InferenceError when it is refused at once."""
 
+    def run_now(self, request: InferenceRequest) -> bool:
+        """Run a request on this thread where it need not wait; False, and nothing has happened to it, elsewhere.
+
+        Raises InferenceError when it is refused.
+        """
+
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         """Whether that model answers with any number of responses; raises InferenceError when it is not ready."""
 

@@ -7,7 +7,7 @@ model crosses no thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from typing import Protocol
 
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.request import InferenceRequest
@@ -49,16 +49,32 @@ class WaitingSender:
         return self.responses
 
 
-def submit_and_wait(
-    submit: Callable[[InferenceRequest], None], workers: WorkerPool, request: InferenceRequest
-) -> list[InferenceResponse]:
+class Entrance(Protocol):
+    """A way into a server."""
+
+    @property
+    def workers(self) -> WorkerPool:
+        """The threads that run models."""
+
+    def submit(self, request: InferenceRequest) -> None:
+        """Accept a request; raises InferenceError when it is refused at once."""
+
+    def run_now(self, request: InferenceRequest) -> bool:
+        """Run a request on this thread where it need not wait; False, and nothing has happened to it, elsewhere.
+
+        Raises InferenceError when it is refused.
+        """
+
+
+def submit_and_wait(entrance: Entrance, request: InferenceRequest) -> list[InferenceResponse]:
     """Submit a request whose sender is a WaitingSender, and return its responses when it has ended.
 
     Raises InferenceError when the request is refused at once. Errors that come later are responses.
     """
     sender = request.sender
     assert isinstance(sender, WaitingSender)
-    with workers.collecting() as work:
-        submit(request)
-        work.run_until(lambda: sender.is_done)
+    if not entrance.run_now(request):
+        with entrance.workers.collecting() as work:
+            entrance.submit(request)
+            work.run_until(lambda: sender.is_done)
     return sender.wait()

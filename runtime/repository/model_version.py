@@ -22,6 +22,7 @@ from cantata.runtime.observe.snapshots import ModelStatistics, ProcessFigures
 from cantata.runtime.repository.hosted_instances import HostedInstances
 from cantata.runtime.repository.namespaces import identifier_of
 from cantata.runtime.request import InferenceRequest
+from cantata.runtime.scheduling.model_scheduler import ModelScheduler
 
 _log = logging.getLogger("cantata.repository")
 
@@ -88,6 +89,8 @@ class ModelVersion:
         self.depends_on = depends_on
         self.load_seconds = load_seconds
         self.byte_budget = byte_budget
+        # What can run requests on their callers' threads, where nothing else is to be asked.
+        self._direct = scheduler if isinstance(scheduler, ModelScheduler) and byte_budget is None else None
         self.load_identity = load_identity
         # Its histograms and summaries, where these are wanted; and where the time of an ensemble's requests goes.
         self.latencies = latencies
@@ -167,6 +170,21 @@ class ModelVersion:
             self.scheduler.enqueue(request)
         else:
             self._enqueue_within(self.byte_budget, request)
+
+    def run_now(self, request: InferenceRequest) -> bool:
+        """Validate a request, and run it on this thread if it need not wait; False where it has to be accepted.
+
+        Raises InferenceError when it is refused.
+        """
+        if self._direct is None:
+            return False
+        self.spec.validate(request)
+        version = request.model_version
+        request.model_version = self.version
+        if self._direct.run_now(request):
+            return True
+        request.model_version = version
+        return False
 
     def _enqueue_within(self, budget: ByteBudget, request: InferenceRequest) -> None:
         """Enqueue a request that holds its part of the budget until it is answered."""

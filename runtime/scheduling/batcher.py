@@ -42,6 +42,8 @@ class Batcher(Protocol):
     # Whether requests may wait for too long here, and whether one may run before another that came earlier.
     can_expire: bool
     can_reorder: bool
+    # Whether a request that finds nothing queued, and an idle instance, runs at once and by itself.
+    runs_lone_requests: bool
 
     def add(self, request: InferenceRequest, now_ns: int) -> None:
         """Queue a validated request; raises InferenceError when the queue is full."""
@@ -78,6 +80,7 @@ class SingleRequestQueue:
 
     can_expire = False
     can_reorder = False
+    runs_lone_requests = True
 
     def __init__(self) -> None:
         self._queue: OrderedDict[InferenceRequest, None] = OrderedDict()

@@ -57,6 +57,7 @@ class DynamicBatcher:
         self._priorities = priorities
         self.can_reorder = priorities is not None
         self.can_expire = priorities is not None and priorities.has_timeouts
+        self.runs_lone_requests = priorities is None and strategy is None and not max_queue_delay_us
         self._queue: deque[InferenceRequest] | PriorityQueue = deque() if priorities is None else priorities
         self._removed: set[InferenceRequest] = set()
         self._is_stale = False

@@ -15,7 +15,7 @@ from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, unavailable
 from cantata.runtime.execution.execution import Execution
 from cantata.runtime.execution.limited_dispatch import LimitedDispatch
-from cantata.runtime.execution.worker_pool import Dispatcher
+from cantata.runtime.execution.worker_pool import Dispatcher, WorkerPool
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.observe.snapshots import ModelStatistics
 from cantata.runtime.observe.statistics import (
@@ -25,7 +25,7 @@ from cantata.runtime.observe.statistics import (
     StatisticsCounter,
 )
 from cantata.runtime.request import EXPIRED, InferenceRequest
-from cantata.runtime.scheduling.batcher import NEVER, Batch, Batcher
+from cantata.runtime.scheduling.batcher import NEVER, Batch, Batcher, is_abandoned
 from cantata.runtime.scheduling.circular_waits import CircularWaits
 from cantata.runtime.scheduling.expiry import Expiries
 from cantata.runtime.scheduling.in_flight import STOPPED, HasInFlight, InFlight
@@ -61,6 +61,7 @@ class ModelScheduler(HasInFlight):
         # What is about to run waits for resources where there are limits, may be overtaken where there are priorities,
         # and is left over where its instance goes away: it may leave until it runs.
         self._watches_all = isinstance(workers, LimitedDispatch) or batcher.can_reorder
+        self._runs_now = batcher.runs_lone_requests and not preserves_order and isinstance(workers, WorkerPool)
         self._timer = timer
         self._expiries = Expiries(timer)
         self._lock = threading.Lock()
@@ -157,6 +158,31 @@ class ModelScheduler(HasInFlight):
         if may_wait:
             request.cancellation.watch(request)
 
+    def run_now(self, request: InferenceRequest) -> bool:
+        """Run a validated request by itself on the caller's thread, where nothing is in its way; never raises.
+
+        The same becomes of it as of one that is enqueued and taken at once. False, and nothing has happened to it,
+        where it would have to wait, or be refused.
+        """
+        if not self._runs_now:
+            return False
+        now_ns = monotonic_ns()
+        if is_abandoned(request, now_ns) or not self._in_flight.enter():
+            return False
+        with self._lock:
+            instance = self._idle.pop() if self._idle and not len(self._batcher) else None
+            if instance is not None:
+                # An instance that is idle waits for nobody: the request cannot wait for itself in a circle.
+                instance.is_reserved = True
+                instance.free_ns = instance.reserved_ns = now_ns
+        if instance is None:
+            self._in_flight.leave()
+            return False
+        request.owner = self._figures
+        request.queued_ns = now_ns
+        self._execute(instance, [request], request.batch_size, now_ns)
+        return True
+
     def run_instance(self, instance: ScheduledInstance) -> None:
         """Run one batch in a reserved instance, answer its requests, and see what comes next. Never raises."""
         start_ns = monotonic_ns()
@@ -179,15 +205,10 @@ class ModelScheduler(HasInFlight):
                 self._workers.dispatch(again)
             return
         for request in batch.requests:
-            request.started_ns = start_ns
             if request.queued_ns < instance.reserved_ns:
                 request.batch_wait_ns = instance.reserved_ns - max(request.queued_ns, instance.free_ns)
             request.cancellation.unwatch(request)
-            if request.timeout_us:
-                self._expiries.add(request)
-        execution = Execution(self._spec, batch.requests, batch.size, start_ns, self._finish_later, instance)
-        is_over = instance.execute(execution)
-        self._end_batch(instance, execution, is_over)
+        self._execute(instance, batch.requests, batch.size, start_ns)
 
     def warm_up(
         self,
@@ -372,6 +393,18 @@ class ModelScheduler(HasInFlight):
         if instance is not None:
             self._workers.dispatch(instance)
         self._answer_dropped(expired)
+
+    def _execute(
+        self, instance: ScheduledInstance, requests: list[InferenceRequest], batch_size: int, start_ns: int
+    ) -> None:
+        """Run a batch in a reserved instance, answer it, and see what the instance does next."""
+        for request in requests:
+            request.started_ns = start_ns
+            if request.timeout_us:
+                self._expiries.add(request)
+        execution = Execution(self._spec, requests, batch_size, start_ns, self._finish_later, instance)
+        is_over = instance.execute(execution)
+        self._end_batch(instance, execution, is_over)
 
     def _end_batch(self, instance: ScheduledInstance, execution: Execution, is_over: bool) -> None:
         end_ns = monotonic_ns()
