@@ -37,21 +37,26 @@ def call(
         activity.notes.makes_blocking_calls = True
     if decoupled:
         return _open_iterator(request, activity)
-    refusal = _refusal(request, activity, decoupled)
-    if refusal is not None:
-        return _failed(refusal)
     services = activity.model.services
     caller = _caller(request, activity)
     cancellation = None if caller is None else caller.cancellation
     # A timeout of its own must not end its caller.
     linked = LinkedCancellation(cancellation) if request._timeout else None
+    sender = WaitingSender()
     try:
         runtime_request = _runtime_request(
-            request, activity, caller, WaitingSender(), cancellation if linked is None else linked
+            request, activity, caller, sender, cancellation if linked is None else linked
         )
-        responses = submit_and_wait(services, runtime_request)
+        if services.run_now(runtime_request):
+            responses = sender.wait()
+        elif (refusal := _refusal(request, activity, decoupled)) is None:
+            responses = submit_and_wait(services, runtime_request, sender)
+        else:
+            return _failed(refusal)
     except InferenceError as error:
-        return _failed(while_running(request._model_name, error))
+        # That the model cannot be called in this way says more than what is wrong with the call.
+        refusal = _refusal(request, activity, decoupled)
+        return _failed(while_running(request._model_name, error) if refusal is None else refusal)
     finally:
         if linked is not None:
             linked.unlink()

@@ -80,7 +80,7 @@ class Activity:
     None outside `execute`.
     """
 
-    __slots__ = ("allows_calls", "execution", "model", "notes", "requests")
+    __slots__ = ("_waiting", "allows_calls", "execution", "model", "notes", "requests")
 
     def __init__(
         self,
@@ -96,9 +96,16 @@ class Activity:
         self.requests = requests
         self.notes = notes
         self.execution = execution
+        self._waiting: tuple[Execution, ...] | None = None
 
     def waiting(self) -> tuple[Execution, ...]:
         """The executions that cannot end before a call made now is answered: this one, and those that wait for it."""
+        waiting = self._waiting
+        if waiting is None:
+            waiting = self._waiting = self._find_waiting()
+        return waiting
+
+    def _find_waiting(self) -> tuple[Execution, ...]:
         outer = {execution for request in self.requests for execution in request.waiting}
         # A coroutine leaves its instance free while it waits.
         if self.execution is None or (self.notes is not None and self.notes.is_async):

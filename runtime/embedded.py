@@ -24,7 +24,7 @@ from cantata.grammars.problems import Problem
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.datatypes import NUMPY_DTYPES, DataType
 from cantata.runtime.errors import InferenceError, internal_error, invalid_argument, unsupported
-from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
+from cantata.runtime.execution.calls import WaitingSender, call_and_wait
 from cantata.runtime.execution.rate_limiter import RateLimitMode, parse_resource_count
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.observe.snapshots import ModelStatistics
@@ -211,7 +211,7 @@ class EmbeddedServer:
         _place(request, sequence_id, sequence_start, sequence_end)
         request.priority, request.timeout_us = priority, timeout_us
         self._refuse_decoupled(model_name, version)
-        responses = submit_and_wait(self.core, request)
+        responses = call_and_wait(self.core, request, sender)
         return _single(responses)
 
     async def infer_async(

@@ -27,7 +27,7 @@ from cantata.bls.worker.wire import (
 )
 from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.errors import InferenceError
-from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
+from cantata.runtime.execution.calls import WaitingSender, call_and_wait
 from cantata.runtime.request import Cancellation, InferenceRequest, LinkedCancellation
 from cantata.runtime.response import InferenceResponse
 
@@ -96,13 +96,14 @@ class ProcessRequests:
         # A timeout of its own must not end its caller.
         cancellation = LinkedCancellation(None if outer is None else outer.cancellation)
         try:
-            request = decode_request(encoded, WaitingSender(), cancellation, exchange.reader)
+            sender = WaitingSender()
+            request = decode_request(encoded, sender, cancellation, exchange.reader)
             refusal = refusal_of(self._services, request.model_name, request.model_version, is_decoupled)
             if refusal is not None:
                 return [(None, None, encode_error(refusal))]
             request.waiting = self._batches.waiting(waiting)
             self._trace(request, encoded)
-            responses = submit_and_wait(self._services, request)
+            responses = call_and_wait(self._services, request, sender)
         finally:
             cancellation.unlink()
         return [encode_response(response, exchange.writer) for response in responses]

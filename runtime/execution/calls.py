@@ -66,15 +66,23 @@ class Entrance(Protocol):
         """
 
 
-def submit_and_wait(entrance: Entrance, request: InferenceRequest) -> list[InferenceResponse]:
-    """Submit a request whose sender is a WaitingSender, and return its responses when it has ended.
+def call_and_wait(
+    entrance: Entrance, request: InferenceRequest, sender: WaitingSender
+) -> list[InferenceResponse]:
+    """Have a request answered whose sender is `sender`, and return its responses when it has ended.
 
     Raises InferenceError when the request is refused at once. Errors that come later are responses.
     """
-    sender = request.sender
-    assert isinstance(sender, WaitingSender)
-    if not entrance.run_now(request):
-        with entrance.workers.collecting() as work:
-            entrance.submit(request)
-            work.run_until(lambda: sender.is_done)
+    if entrance.run_now(request):
+        return sender.wait()
+    return submit_and_wait(entrance, request, sender)
+
+
+def submit_and_wait(
+    entrance: Entrance, request: InferenceRequest, sender: WaitingSender
+) -> list[InferenceResponse]:
+    """As `call_and_wait`, for a request that has to wait."""
+    with entrance.workers.collecting() as work:
+        entrance.submit(request)
+        work.run_until(lambda: sender.is_done)
     return sender.wait()

@@ -50,19 +50,19 @@ class _ThreadState(threading.local):
 _thread = _ThreadState()
 
 
-class ModelCode:
-    """`with ModelCode():` around calls of a model's own code: what it enqueues goes to other threads at once."""
+def enter_model_code() -> deque[Work] | None:
+    """To be called before a model's own code: what that enqueues goes to other threads at once.
 
-    __slots__ = ("_collected",)
+    What it returns is for `leave_model_code`, which must follow. Functions, since it is done for every execution.
+    """
+    collected = _thread.collected
+    _thread.collected = None
+    return collected
 
-    def __enter__(self) -> None:
-        self._collected = _thread.collected
-        _thread.collected = None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        _thread.collected = self._collected
+def leave_model_code(collected: deque[Work] | None) -> None:
+    """The model's own code has returned."""
+    _thread.collected = collected
 
 
 def _nothing() -> None:

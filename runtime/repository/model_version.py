@@ -90,7 +90,9 @@ class ModelVersion:
         self.load_seconds = load_seconds
         self.byte_budget = byte_budget
         # What can run requests on their callers' threads, where nothing else is to be asked.
-        self._direct = scheduler if isinstance(scheduler, ModelScheduler) and byte_budget is None else None
+        self._direct: ModelScheduler | None = None
+        if isinstance(scheduler, ModelScheduler) and byte_budget is None and not spec.is_decoupled:
+            self._direct = scheduler
         self.load_identity = load_identity
         # Its histograms and summaries, where these are wanted; and where the time of an ensemble's requests goes.
         self.latencies = latencies

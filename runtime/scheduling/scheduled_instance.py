@@ -12,7 +12,7 @@ from typing import Protocol
 from cantata.runtime.backends.backend import BackendInstance
 from cantata.runtime.errors import InferenceError, internal_error
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.execution.worker_pool import ModelCode
+from cantata.runtime.execution.worker_pool import enter_model_code, leave_model_code
 
 _log = logging.getLogger("cantata.scheduler")
 
@@ -84,17 +84,19 @@ class ScheduledInstance:
 
     def execute(self, execution: Execution) -> bool:
         """Run a batch as BackendInstance.execute says; what it raises fails the requests that are not answered yet."""
-        with ModelCode():
-            try:
-                is_over = self.backend_instance.execute(execution)
-                if not is_over:
-                    self.goes_on = True
-                return is_over
-            except InferenceError as failure:
-                error = failure
-            except BaseException as failure:
-                _log.exception("model '%s' failed to execute a batch", execution.spec.model_name)
-                error = internal_error(f"{type(failure).__name__}: {failure}")
+        collected = enter_model_code()
+        try:
+            is_over = self.backend_instance.execute(execution)
+            if not is_over:
+                self.goes_on = True
+            return is_over
+        except InferenceError as failure:
+            error = failure
+        except BaseException as failure:
+            _log.exception("model '%s' failed to execute a batch", execution.spec.model_name)
+            error = internal_error(f"{type(failure).__name__}: {failure}")
+        finally:
+            leave_model_code(collected)
         execution.fail_unanswered(error)
         return True
 
