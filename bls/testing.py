@@ -253,6 +253,9 @@ class _Services:
     def submit(self, request: RuntimeRequest) -> None:
         self.server.submit(request)
 
+    def run_now(self, request: RuntimeRequest) -> bool:
+        return self.server.run_now(request)
+
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         return self.server.model(model_name, model_version).is_decoupled
 

@@ -7,12 +7,15 @@ form that Python has, and, unlike pickle's, what it reads is data, never code.
 from __future__ import annotations
 
 import marshal
+import os
+import select
 import socket
 import threading
 from collections import deque
 from typing import Any, Final, TypeAlias
 
 from cantata.bls.worker.arena import ArenaReader, ArenaWriter
+from cantata.runtime.clock import monotonic_ns
 
 # A kind (an integer) and what belongs to it.
 Message: TypeAlias = tuple[Any, ...]
@@ -22,6 +25,8 @@ _FORMAT: Final = 2
 # Larger messages go through the arena.
 _MOST_BYTES: Final = 60_000
 _BUFFER_BYTES: Final = 1 << 16
+# Two processes that wake each other for each message spend most of a quick batch on that.
+_AWAKE_NS: Final = 100_000
 # The kind of a message whose text is in the arena.
 _IN_ARENA: Final = 0
 
@@ -35,6 +40,8 @@ class Channel:
 
     def __init__(self, end: socket.socket, writer: ArenaWriter, reader: ArenaReader) -> None:
         self._socket = end
+        self._poll = select.poll()
+        self._poll.register(end, select.POLLIN)
         self._writer = writer
         self._reader = reader
         # What `send_soon` could not send at once; guarded by `_lock`, and sent by one thread.
@@ -63,6 +70,21 @@ class Channel:
             except OSError:
                 return
         threading.Thread(target=self._send_waiting, name="cantata-channel", daemon=True).start()
+
+    def has_message_within(self, milliseconds: int, *, stays_awake: bool) -> bool:
+        """Wait so long for a message, or for the end of the channel; whether there is one.
+
+        `stays_awake` looks again and again at first, for about as long as it takes to wake a sleeping thread.
+        """
+        look = self._poll.poll
+        if stays_awake:
+            end_ns = monotonic_ns() + _AWAKE_NS
+            while monotonic_ns() < end_ns:
+                if look(0):
+                    return True
+                # The other process may need this very processor.
+                os.sched_yield()
+        return bool(look(milliseconds))
 
     def receive(self) -> Message:
         """The next message; raises ChannelClosedError when there are no more, or when this is none."""

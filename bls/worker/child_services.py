@@ -16,7 +16,6 @@ from cantata.bls.worker.channel import Channel, Message
 from cantata.bls.worker.exchange import Exchange, RemoteSender, value_of
 from cantata.bls.worker.remote_metrics import RemoteMetrics
 from cantata.bls.worker.wire import WireWait, decode_response, encode_request
-
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.request import Cancellation, InferenceRequest, LinkedCancellation
 

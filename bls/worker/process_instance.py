@@ -65,7 +65,12 @@ class ProcessInstance:
 
     @property
     def makes_blocking_calls(self) -> bool:
-        """Every batch waits for the process: never on a thread that serves others, which has better things to do."""
+        """Every batch waits for the process."""
+        return True
+
+    @property
+    def blocks_for_calls_only(self) -> bool:
+        """Whether a thread that serves others may begin a batch: it waits for an instant only, and leaves it then."""
         return True
 
     @property

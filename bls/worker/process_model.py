@@ -50,6 +50,8 @@ class ProcessStarter:
         self._settings = settings
         self._services = services
         self._watch = ProcessWatch()
+        # Those that execute something.
+        self._busy: set[WorkerProcess] = set()
 
     def start(
         self,
@@ -79,6 +81,7 @@ class ProcessStarter:
                 isolation.timeout_s,
                 self._settings.start_timeout_s,
                 on_end,
+                self._busy,
             )
         except BaseException:
             shared.close_all()

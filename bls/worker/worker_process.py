@@ -27,12 +27,19 @@ from cantata.bls.worker.wire import decode_error
 from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.errors import InferenceError, internal_error, unavailable
 from cantata.runtime.execution.execution import Execution
+from cantata.runtime.execution.worker_pool import serves_others
 from cantata.runtime.scheduling.timer import Timer
+
+_log = logging.getLogger("cantata.python")
 
 # Of what a process said last, this much is told to clients.
 _MOST_STDERR_CHARACTERS: Final = 2000
 # A process whose sockets are closed has this long to be seen to end by itself.
 _ENDING_S: Final = 1.0
+# How long a thread that serves others waits for the end of a batch, in milliseconds: as long as quick models take.
+_PATIENCE_MS: Final = 1
+# Stands for one that could not be read.
+_NO_MESSAGE: Final[Message] = (-1,)
 # A little more than a model's `is_ready` has there.
 _READINESS_S: Final = 6.0
 
@@ -52,13 +59,17 @@ class WorkerProcess:
         timeout_s: float | None,
         start_timeout_s: float | None,
         on_end: Callable[[InferenceError], None],
+        busy: set[WorkerProcess],
     ) -> None:
+        """`busy` are the server's processes that execute a plain batch; it is touched by single operations only."""
         self._name = name
+        self._busy = busy
         self._on_end = on_end
         writer = ArenaWriter(shared.inputs, shared.capacity)
         reader = ArenaReader(shared.outputs, shared.capacity)
         self._direct = Channel(shared.own_direct, writer, reader)
         self._events = Channel(shared.own_events, writer, reader)
+        self._workers = services.workers
         self._exchange = Exchange(self._events, writer, reader, services.workers, wait_to_send=False)
         self._batches = Batches(self._exchange)
         self._requests = ProcessRequests(services, self._exchange, self._batches)
@@ -118,20 +129,34 @@ class WorkerProcess:
         self._wait_until_started()
 
     def execute(self, execution: Execution) -> bool:
-        """See BackendInstance."""
+        """See BackendInstance. On a thread that serves others, only a batch that ends in an instant is waited for."""
         if self.is_async:
             self._start_in_background(execution)
             return False
-        with self._direct_lock:
-            if self.end_error is not None:
-                raise unavailable(self.end_error.message)
-            keys = self._batches.begin(execution)
-            if self._limit is not None:
-                self._limit.begin(keys[0])
+        self._direct_lock.acquire()
+        keys = self._begin(execution)
+        message: Message | None = None
+        if serves_others():
+            message = self._said_within(_PATIENCE_MS)
+            if message is None or message[0] != messages.DONE:
+                execution.keeps_instance = True
+                self._workers.hand_over(_RestOfBatch(self, execution, keys, message))
+                return False
+        self.wait_for_end(execution, keys, message)
+        return True
+
+    def wait_for_end(self, execution: Execution, keys: list[int], message: Message | None) -> None:
+        """Wait for the end of a batch that has begun, and do what its model asks for meanwhile.
+
+        `message` is what the process has said already. Raises InferenceError when the process ends before the batch.
+        Gives the direct channel back.
+        """
+        try:
             try:
-                self._direct.send(self._batches.message(keys, execution))
-                while (message := self._direct.receive())[0] != messages.DONE:
-                    self._answer_directly(message)
+                while message is None or message[0] != messages.DONE:
+                    if message is not None:
+                        self._answer_directly(message)
+                    message = self._direct.receive()
                 self._settle(execution, keys, message)
                 self.has_run = True
             except ChannelClosedError:
@@ -140,13 +165,12 @@ class WorkerProcess:
                 self._batches.forget(keys)
                 raise
             finally:
-                self._batches.end(keys)
-                if self._limit is not None:
-                    self._limit.end(keys[0])
+                self._end(keys)
             if self._gone.is_set():
                 # The batch ended just before the process did, which left these requests to it.
                 self._exchange.end(self._wait_until_gone())
-        return True
+        finally:
+            self._direct_lock.release()
 
     def ask_whether_ready(self) -> bool:
         """What the model's own `is_ready` says; raises InferenceError."""
@@ -177,6 +201,47 @@ class WorkerProcess:
             process = self._process
         if process is not None:
             process.kill()
+
+    def _begin(self, execution: Execution) -> list[int]:
+        """Hand a batch to the process; the caller has the direct channel, which is given back where that fails."""
+        try:
+            if self.end_error is not None:
+                raise unavailable(self.end_error.message)
+            keys = self._batches.begin(execution)
+            self._busy.add(self)
+            if self._limit is not None:
+                self._limit.begin(keys[0])
+            try:
+                message = self._batches.message(keys, execution)
+            except BaseException:
+                self._batches.forget(keys)
+                self._end(keys)
+                raise
+        except BaseException:
+            self._direct_lock.release()
+            raise
+        # A process that has ended is noticed by whoever waits for its answer.
+        with contextlib.suppress(ChannelClosedError):
+            self._direct.send(message)
+        return keys
+
+    def _end(self, keys: list[int]) -> None:
+        """A batch keeps the process busy no longer."""
+        self._busy.discard(self)
+        self._batches.end(keys)
+        if self._limit is not None:
+            self._limit.end(keys[0])
+
+    def _said_within(self, milliseconds: int) -> Message | None:
+        """What the process says on the direct channel within so long; None where it says nothing."""
+        # Where other processes have batches, their answers need the processors more than this thread does.
+        stays_awake = len(self._busy) == 1
+        if not self._direct.has_message_within(milliseconds, stays_awake=stays_awake):
+            return None
+        try:
+            return self._direct.receive()
+        except ChannelClosedError:
+            return _NO_MESSAGE
 
     def _exceed(self, reason: str) -> None:
         self.has_timed_out = True
@@ -263,7 +328,7 @@ class WorkerProcess:
         except (ChannelClosedError, BrokenMessageError, ValueError, TypeError, KeyError):
             self._break_off()
         except BaseException:
-            logging.getLogger("cantata.python").exception("a message of '%s' was not understood", self._name)
+            _log.exception("a message of '%s' was not understood", self._name)
             self._break_off()
         self._process.ended.wait()
         error = self.end_error = unavailable(self._describe_end(self._process))
@@ -326,6 +391,34 @@ class WorkerProcess:
         text = f"the process of model instance '{self._name}' {how}"
         said = process.last_lines()[-_MOST_STDERR_CHARACTERS:].strip("\n")
         return f"{text}; its stderr ended with:\n{said}" if said else text
+
+
+class _RestOfBatch:
+    """A batch that a thread which serves others has begun: to be waited for by another."""
+
+    __slots__ = ("_execution", "_keys", "_message", "_process")
+
+    is_quick = False
+    is_quick_alone = False
+
+    def __init__(
+        self, process: WorkerProcess, execution: Execution, keys: list[int], message: Message | None
+    ) -> None:
+        self._process = process
+        self._execution = execution
+        self._keys = keys
+        self._message = message
+
+    def run(self) -> None:
+        execution = self._execution
+        try:
+            self._process.wait_for_end(execution, self._keys, self._message)
+        except InferenceError as error:
+            execution.fail_unanswered(error)
+        except BaseException as error:
+            _log.exception("model '%s' failed to execute a batch", execution.spec.model_name)
+            execution.fail_unanswered(internal_error(f"{type(error).__name__}: {error}"))
+        execution.finish()
 
 
 @contextlib.contextmanager

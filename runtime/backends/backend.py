@@ -102,9 +102,10 @@ class BackendInstance(Protocol):
         """Run a batch, and fill `execution.responses`; see Execution for what to leave there.
 
         Returns True when the batch is over. Returns False when the instance goes on with it in the background (an
-        `async def execute`): the instance may be given further batches meanwhile, and `execution.finish()` must
-        follow, once, from any thread. An InferenceError raised fails every request that is not answered yet; any
-        other exception is reported as INTERNAL with its traceback in the log.
+        `async def execute`): the instance may be given further batches meanwhile, unless `execution.keeps_instance`
+        says otherwise, and `execution.finish()` must follow, once, from any thread. An InferenceError raised fails
+        every request that is not answered yet; any other exception is reported as INTERNAL with its traceback in the
+        log.
         """
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ class Execution:
         "batch_size",
         "input_end_ns",
         "instance",
+        "keeps_instance",
         "output_start_ns",
         "requests",
         "responses",
@@ -59,6 +60,9 @@ class Execution:
         self.output_start_ns = 0
         # The instance that this batch keeps busy; None when it does so no longer.
         self.instance = instance
+        # Set by the backend where `execute` leaves the batch to another thread, and the instance is busy with it until
+        # `finish`.
+        self.keeps_instance = False
         self._on_finish = on_finish
         self._rescheduled: set[InferenceRequest] | None = None
 

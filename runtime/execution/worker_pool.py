@@ -45,6 +45,8 @@ class _ThreadState(threading.local):
     # The thread's own list of work it has taken on, or None while work must go to other threads at once: always so
     # inside a model's code, which may wait for the very requests it sends.
     collected: deque[Work] | None = None
+    # Whether it runs work between what it does for others.
+    serves_others = False
 
 
 _thread = _ThreadState()
@@ -63,6 +65,11 @@ def enter_model_code() -> deque[Work] | None:
 def leave_model_code(collected: deque[Work] | None) -> None:
     """The model's own code has returned."""
     _thread.collected = collected
+
+
+def serves_others() -> bool:
+    """Whether the current thread runs work between what it does for others, and so must not wait for long."""
+    return _thread.serves_others
 
 
 def _nothing() -> None:
@@ -99,11 +106,15 @@ class Collector:
         For threads that serve others (front-ends): a model that is not known to be quick never holds them up.
         `after_each` is called after each piece that was run here.
         """
-        while self._collected:
-            alone = self._run_quick(after_each)
-            if alone is not None:
-                alone.run()
-                after_each()
+        served_others, _thread.serves_others = _thread.serves_others, True
+        try:
+            while self._collected:
+                alone = self._run_quick(after_each)
+                if alone is not None:
+                    alone.run()
+                    after_each()
+        finally:
+            _thread.serves_others = served_others
 
     def _run_quick(self, after_each: Callable[[], None]) -> Work | None:
         """Run what is quick; returns one piece that is quick alone, when nothing else is held back any more."""

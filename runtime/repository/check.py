@@ -119,6 +119,9 @@ class _OfflineBackends:
     def submit(self, request: InferenceRequest) -> None:
         raise _not_serving(request.model_name)
 
+    def run_now(self, request: InferenceRequest) -> bool:
+        return False
+
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         raise _not_serving(model_name)
 

@@ -61,7 +61,9 @@ class ModelScheduler(HasInFlight):
         # What is about to run waits for resources where there are limits, may be overtaken where there are priorities,
         # and is left over where its instance goes away: it may leave until it runs.
         self._watches_all = isinstance(workers, LimitedDispatch) or batcher.can_reorder
-        self._runs_now = batcher.runs_lone_requests and not preserves_order and isinstance(workers, WorkerPool)
+        self._runs_now = (
+            batcher.runs_lone_requests and not preserves_order and isinstance(workers, WorkerPool)
+        )
         self._timer = timer
         self._expiries = Expiries(timer)
         self._lock = threading.Lock()
@@ -404,7 +406,8 @@ class ModelScheduler(HasInFlight):
                 self._expiries.add(request)
         execution = Execution(self._spec, requests, batch_size, start_ns, self._finish_later, instance)
         is_over = instance.execute(execution)
-        self._end_batch(instance, execution, is_over)
+        if not execution.keeps_instance:
+            self._end_batch(instance, execution, is_over)
 
     def _end_batch(self, instance: ScheduledInstance, execution: Execution, is_over: bool) -> None:
         end_ns = monotonic_ns()
@@ -412,7 +415,7 @@ class ModelScheduler(HasInFlight):
         instance.ran_for(end_ns - execution.start_ns)
         if is_over and _has_sequence(execution.requests):
             # A step of a sequence: the next request must not overtake this one on the way to the steps that follow.
-            self._finish_later(execution)
+            self._answer(execution)
             is_over = False
         with self._lock:
             self._rest(instance, end_ns)
@@ -425,7 +428,15 @@ class ModelScheduler(HasInFlight):
             self._workers.dispatch(next_instance)
 
     def _finish_later(self, execution: Execution) -> None:
-        """End a batch that went on in the background; its instance was given back long ago."""
+        """End a batch that went on in the background; its instance was given back long ago, unless it keeps it."""
+        if execution.keeps_instance:
+            instance = execution.instance
+            assert isinstance(instance, ScheduledInstance)
+            self._end_batch(instance, execution, True)
+        else:
+            self._answer(execution)
+
+    def _answer(self, execution: Execution) -> None:
         with self._lock:
             self._count(execution, monotonic_ns())
         execution.send_responses()

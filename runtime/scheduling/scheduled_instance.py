@@ -87,7 +87,7 @@ class ScheduledInstance:
         collected = enter_model_code()
         try:
             is_over = self.backend_instance.execute(execution)
-            if not is_over:
+            if not is_over and not execution.keeps_instance:
                 self.goes_on = True
             return is_over
         except InferenceError as failure:

@@ -208,7 +208,8 @@ class SequenceScheduler(HasInFlight):
             return
         execution = self._execution(instance, turns, start_ns)
         is_over = instance.execute(execution)
-        self._end_batch(instance, turns, execution, is_over)
+        if not execution.keeps_instance:
+            self._end_batch(instance, turns, execution, is_over)
 
     def warm_up(
         self,
@@ -439,6 +440,9 @@ class SequenceScheduler(HasInFlight):
 
     def _finish_later(self, instance: ScheduledInstance, turns: Turns, execution: Execution) -> None:
         """End a batch that went on in the background."""
+        if execution.keeps_instance:
+            self._end_batch(instance, turns, execution, True)
+            return
         is_instance_free = self._batcher.is_exclusive(self._lanes[instance])
         self._finish(instance, turns, execution, monotonic_ns(), is_instance_free=is_instance_free)
 

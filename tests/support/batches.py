@@ -71,6 +71,9 @@ class NoServices:
     def submit(self, request: InferenceRequest) -> None:
         raise AssertionError(f"unexpected request for {request.model_name}")
 
+    def run_now(self, request: InferenceRequest) -> bool:
+        raise AssertionError(f"unexpected request for {request.model_name}")
+
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         raise AssertionError(f"unexpected question about {model_name} {model_version}")
 

@@ -37,6 +37,9 @@ class FakeServices:
         else:
             self.models[request.model_name](request)
 
+    def run_now(self, request: InferenceRequest) -> bool:
+        return False
+
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         if model_name not in self.models:
             raise InferenceError(StatusCode.NOT_FOUND, f"unknown model '{model_name}' {model_version}")
