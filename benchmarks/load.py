@@ -57,21 +57,43 @@ def analyze(
     server: RunningServer, protocol: str, model: str, concurrency: int, seconds: float
 ) -> LoadFigures:
     """What perf_analyzer sees of `concurrency` clients; of a sequence model each is one sequence after another."""
-    command = perf_analyzer()
-    assert command is not None
     address = {"grpc": server.grpc, "http": server.http}[protocol]
-    # Three windows in a row make one measurement; how steady they were is left to the repetitions.
-    windows = ["--measurement-interval", str(round(seconds * 1_000 / 3)), "-r", "3", "-s", "999"]
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder, "table.csv")
         target = ["-m", model, "-i", protocol, "-u", address, "--shape", f"INPUT:{ELEMENTS}"]
-        load = ["--concurrency-range", str(concurrency), "-f", str(table)]
-        printed = _run([*command, *target, *load, *windows], seconds)
+        printed = _analyze([*target, "-f", str(table)], concurrency, seconds)
         if not table.exists():
             raise LoadFailed(printed)
         with table.open() as file:
             row = next(csv.DictReader(file))
     return LoadFigures(float(row["Inferences/Second"]), float(row["p99 latency"]))
+
+
+def responses_per_second(
+    server: RunningServer, model: str, streams: int, responses: int, seconds: float
+) -> float:
+    """Responses a second of a decoupled model that answers `responses` times, over so many `ModelStreamInfer` calls.
+
+    perf_analyzer opens a stream for each client, and each asks again when it has its last response.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as data:
+        json.dump({"data": [{"INPUT": {"content": [responses], "shape": [1]}}]}, data)
+        data.flush()
+        target = ["-m", model, "-i", "grpc", "-u", server.grpc, "--streaming", "--async", "--input-data"]
+        printed = _analyze([*target, data.name], streams, seconds)
+    found = re.search(r"Response Throughput:\s*([\d.]+)", printed)
+    if found is None:
+        raise LoadFailed(printed)
+    return float(found[1])
+
+
+def _analyze(arguments: list[str], concurrency: int, seconds: float) -> str:
+    """What perf_analyzer prints of one measurement."""
+    command = perf_analyzer()
+    assert command is not None
+    # Three windows in a row make one measurement; how steady they were is left to the repetitions.
+    windows = ["--measurement-interval", str(round(seconds * 1_000 / 3)), "-r", "3", "-s", "999"]
+    return _run([*command, *arguments, "--concurrency-range", str(concurrency), *windows], seconds)
 
 
 def _wrk(address: str, model: str, concurrency: int, seconds: float) -> float:

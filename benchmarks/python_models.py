@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from load import LoadFailed, requests_per_second, tool_for
+from load import LoadFailed, requests_per_second, responses_per_second, tool_for
 from models import write_large, write_pipelines, write_repeat
 from servers import RunningServer, running, why_no_peer
 
@@ -27,7 +27,7 @@ CONCURRENCIES = (1, 16)
 STREAMS = (1, 4)
 RESPONSES = 100
 LARGE_BYTES = 16 << 20
-CLIENT = Path(__file__).parent / "stream_client.py"
+CLIENT = Path(__file__).parent / "large_client.py"
 
 # By the name of the row, the figures of each run.
 Measurements = dict[str, list[float]]
@@ -51,12 +51,12 @@ def measure_chain(server: RunningServer, seconds: float, into: Measurements) -> 
 
 def measure_decoupled(server: RunningServer, seconds: float, into: Measurements) -> None:
     for streams in STREAMS:
-        rate = _client(server, "repeat", streams, RESPONSES, seconds)
+        rate = responses_per_second(server, "repeat", streams, RESPONSES, seconds)
         into[f"decoupled, {streams} stream{'s' * (streams > 1)} of {RESPONSES} a request"].append(rate)
 
 
 def measure_large(server: RunningServer, seconds: float, into: Measurements) -> None:
-    into["16 MB through a process"].append(_client(server, "large", 1, 0, seconds))
+    into["16 MB through a process"].append(_large_tensors_per_second(server, seconds))
 
 
 MEASURES: dict[str, Callable[[RunningServer, float, Measurements], None]] = {
@@ -66,9 +66,9 @@ MEASURES: dict[str, Callable[[RunningServer, float, Measurements], None]] = {
 }
 
 
-def _client(server: RunningServer, model: str, streams: int, responses: int, seconds: float) -> float:
+def _large_tensors_per_second(server: RunningServer, seconds: float) -> float:
     """What the client, a process of its own, has counted a second."""
-    arguments = [server.grpc, model, str(streams), str(responses), str(seconds)]
+    arguments = ["grpc", server.grpc, "1", str(seconds)]
     done = subprocess.run(
         [sys.executable, str(CLIENT), *arguments], capture_output=True, text=True, timeout=seconds * 5 + 60
     )
@@ -125,9 +125,9 @@ def main() -> int:
         print(f"real Triton is skipped: {reason}", file=sys.stderr)
         servers.remove("triton")
     questions: list[str] = arguments.only or list(QUESTIONS)
-    if "chain" in questions and tool_for("grpc") is None:
-        print("the chain is skipped: perf_analyzer is not installed", file=sys.stderr)
-        questions.remove("chain")
+    if tool_for("grpc") is None:
+        print("only large tensors are measured: perf_analyzer is not installed", file=sys.stderr)
+        questions = [question for question in questions if question == "large"]
     measured: dict[str, Measurements] = {name: defaultdict(list) for name in servers}
     try:
         for repetition in range(arguments.repeat):

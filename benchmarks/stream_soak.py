@@ -20,8 +20,8 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from large_client import SERVICE
 from servers import RunningServer, running
-from stream_client import SERVICE, request_of
 from tritonclient.grpc import service_pb2
 
 LARGEST_GROWTH = 0.05
@@ -120,10 +120,20 @@ def stop_reading(reading: Reading, progress: Path) -> None:
     reading.stopped_s = time.perf_counter() - began
 
 
+def request_for(model: str, responses: int) -> bytes:
+    """A request for so many responses, and for an empty last one where the model ends without one."""
+    content = np.array([responses], np.int32).tobytes()
+    message = service_pb2.ModelInferRequest(model_name=model, raw_input_contents=[content])
+    message.inputs.add(name="INPUT", datatype="INT32", shape=[1])
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    data: bytes = message.SerializeToString()
+    return data
+
+
 def read(server: RunningServer, model: str, responses: int, progress: Path) -> Reading:
     """Read one stream to its end, with one long stop after the first tenth."""
     reading = Reading()
-    message = request_of(model, np.array([responses], np.int32), "INT32", final=True)
+    message = request_for(model, responses)
     ends: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     ends.put(message)
 
