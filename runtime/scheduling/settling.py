@@ -8,7 +8,7 @@ Knows no sequence: it is told how many requests are ready and how many more may 
 from __future__ import annotations
 
 # At most this share of the time that the last batch took is waited, and no longer than this.
-_SHARE = 8
+_SHARE = 4
 _LONGEST_NS = 500_000
 # What is shorter is not worth a timer.
 _SHORTEST_NS = 50_000

@@ -21,8 +21,13 @@ import psutil
 import pytest
 
 from cantata import InferenceError, Server
+from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import StatusCode
+from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.observe.snapshots import ProcessFigures
+from cantata.runtime.request import InferenceRequest
+from cantata.runtime.scheduling import scheduled_instance
+from cantata.runtime.tensor import tensor_of_array
 from tests.support.model_files import (
     IDENTITY,
     ensemble_config,
@@ -614,3 +619,90 @@ def execute(self, requests):
         with Server(tmp_path / "models", exit_on_error=False) as server:
             [failure] = server.core.failures()
             assert "numpy must be installed in it" in failure.reason
+
+
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model that has run a few times passes for quick, however busy the machine is."""
+    monkeypatch.setattr(scheduled_instance, "_QUICK_NS", 10**12)
+
+
+def begin(server: Server, what: int, model: str = "obedient") -> WaitingSender:
+    """Give an order as a front-end does: on a thread that serves others, and must not be held up."""
+    sender = WaitingSender()
+    inputs = {"INPUT": tensor_of_array(np.array([what], np.float32))}
+    with server.core.workers.collecting() as work:
+        server.core.submit(InferenceRequest(model, inputs, sender, monotonic_ns()))
+        work.run()
+    return sender
+
+
+def become_quick(server: Server, model: str = "obedient") -> None:
+    for _ in range(20):
+        order(server, ANSWER, model)
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_quick_batch_is_answered_on_the_thread_that_began_it(server: Server) -> None:
+    become_quick(server)
+    (response,) = begin(server, ANSWER).wait()
+    assert int(response.outputs["OUTPUT"].array[0]) in [child.pid for child in children()]
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_thread_that_serves_others_is_not_held_up_by_a_process(server: Server) -> None:
+    become_quick(server)
+    pid = order(server, ANSWER)
+    asleep = begin(server, SLEEP)
+    assert not asleep.is_done
+    # Others are served meanwhile, and what comes for this model waits.
+    assert server.infer("identity", {"INPUT": [2]})["OUTPUT"][0] == 2
+    waiting = begin(server, ANSWER)
+    os.kill(pid, signal.SIGKILL)
+    for sender in (asleep, waiting):
+        (response,) = sender.wait()
+        assert response.error is not None
+        assert response.error.code is StatusCode.UNAVAILABLE
+        assert "was killed by SIGKILL" in response.error.message
+    eventually(lambda: is_ready(server))
+    assert order(server, ANSWER) != pid
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize(
+    ("what", "cause"), [(EXIT, "ended with exit code 7"), (CRASH, "was killed by SIGSEGV")]
+)
+def test_a_process_that_ends_in_an_instant_fails_its_batch(server: Server, what: int, cause: str) -> None:
+    become_quick(server)
+    (response,) = begin(server, what).wait()
+    assert response.error is not None
+    assert cause in response.error.message
+    eventually(lambda: is_ready(server))
+    assert order(server, ANSWER)
+
+
+@pytest.mark.usefixtures("trusting")
+def test_what_a_quick_model_asks_for_is_done_by_another_thread(tmp_path: Path) -> None:
+    write_obedient(tmp_path)
+    calls = """
+def execute(self, requests):
+    call = pb_utils.InferenceRequest(
+        model_name="obedient", inputs=requests[0].inputs(), requested_output_names=["OUTPUT"]
+    )
+    answer = call.exec()
+    if answer.has_error():
+        return [pb_utils.InferenceResponse(error=answer.error())]
+    return [pb_utils.InferenceResponse(answer.output_tensors())]
+"""
+    write_model(tmp_path, "caller", python_config([IN], [OUT], extra=IN_PROCESS), calls)
+    with Server(tmp_path) as server:
+        become_quick(server, "caller")
+        callee = order(server, ANSWER)
+        (response,) = begin(server, ANSWER, "caller").wait()
+        assert int(response.outputs["OUTPUT"].array[0]) == callee
+        asleep = begin(server, SLEEP, "caller")
+        assert not asleep.is_done
+        os.kill(callee, signal.SIGKILL)
+        (response,) = asleep.wait()
+        assert response.error is not None
+        assert "was killed by SIGKILL" in response.error.message

@@ -35,6 +35,8 @@ _SHOWN: Final = 64
 # Answers that follow each other this closely leave together: to write costs a quarter of what to answer does, and lets
 # the client run in between.
 _GATHERED_NS: Final = 200_000
+# How often the loop turns, at most, before the models run.
+_MOST_LOOKS: Final = 4
 # How long clients that go on reading may take over their last answers, in seconds.
 _LONGEST_FAREWELL_S: Final = 30.0
 _SHORTEST_LOOK_S: Final = 0.5
@@ -70,6 +72,11 @@ class CallLoop:
         self.is_reading = False
         # Whether models are about to be run and answers written, and the connections that have some.
         self._has_round = False
+        # How often a round was asked for since the last one, how often when this was last looked at, and the number of
+        # looks since then; 0 while none is due.
+        self._asked_count = 0
+        self._seen_count = 0
+        self._looks = 0
         self._unsent: list[Connection] = []
         # When what models have answered was last written before all had run.
         self._flushed_ns = 0
@@ -129,6 +136,7 @@ class CallLoop:
 
     def request_round(self) -> None:
         """Have the work at hand run when what else has arrived is read; on the loop's thread."""
+        self._asked_count += 1
         if not self._has_round:
             self._has_round = True
             if not self.is_reading:
@@ -160,14 +168,16 @@ class CallLoop:
     def end_read(self) -> None:
         """A connection has taken what was read."""
         self.is_reading = False
-        if not self._has_round:
+        if not self._has_round or self._looks:
             return
-        if len(self._connections) == 1:
-            # Nobody else's request could join this one's batch.
+        if len(self._connections) == 1 and self._asked_count == 1:
+            # A client that waits for this one answer: nothing else could join its batch.
             self._run_round()
         else:
             assert self._loop is not None
-            self._loop.call_soon(self._run_round)
+            self._seen_count = 0
+            self._looks = 1
+            self._loop.call_soon(self._look_for_more)
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone."""
@@ -237,8 +247,23 @@ class CallLoop:
             ssl_handshake_timeout=timeout_ms / 1000 if tls is not None and timeout_ms else None,
         )
 
+    def _look_for_more(self) -> None:
+        """Run the models once a turn of the loop has brought no more that could join their batches.
+
+        A client that has many answers to go on from sends while the first of what it sent is read.
+        """
+        if self._seen_count < self._asked_count and self._looks < _MOST_LOOKS:
+            assert self._loop is not None
+            self._seen_count = self._asked_count
+            self._looks += 1
+            self._loop.call_soon(self._look_for_more)
+        else:
+            self._looks = 0
+            self._run_round()
+
     def _run_round(self) -> None:
         self._has_round = False
+        self._asked_count = 0
         try:
             self._work.run(self._flush_now_and_then)
         except Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -700,3 +701,127 @@ def test_who_is_overtaken_may_leave(harness: Harness) -> None:
     instance.finish()
     assert answer(high).id == "high"
     assert instance.batches == [["high"]]
+
+
+def test_a_request_whose_caller_waits_runs_on_its_thread_at_once(harness: Harness) -> None:
+    instance = InstantInstance()
+    scheduler = harness.scheduler(instance)
+    request = harness.request("a")
+    assert scheduler.run_now(request)
+    assert answer(request).id == "a"
+    assert instance.threads == [threading.current_thread().name]
+    (batch,) = scheduler.statistics("identity", "1").batch_stats
+    assert (batch.batch_size, batch.compute_infer.count) == (1, 1)
+    assert scheduler.in_flight == 0
+    # The instance is there for the next one.
+    assert scheduler.run_now(harness.request("b"))
+
+
+def test_what_comes_while_it_runs_runs_next(harness: Harness) -> None:
+    held: list[InferenceRequest] = []
+
+    def answer_and_ask_again(execution: Execution) -> None:
+        if not held:
+            held.extend(harness.enqueue(scheduler, "next"))
+        echo(execution)
+
+    scheduler = harness.scheduler(InstantInstance(answer_and_ask_again))
+    assert scheduler.run_now(harness.request("first"))
+    assert answer(held[0]).id == "next"
+
+
+def test_a_request_does_not_overtake_those_that_wait(harness: Harness) -> None:
+    instance = ManualInstance()
+    scheduler = harness.scheduler(instance)
+    requests = harness.enqueue(scheduler, "running")
+    instance.wait_for_batch()
+    late = harness.request("late")
+    assert not scheduler.run_now(late)
+    requests += harness.enqueue(scheduler, "waiting")
+    scheduler.enqueue(late)
+    instance.finish()
+    instance.finish()
+    assert [answer(request).id for request in (*requests, late)] == ["running", "waiting", "late"]
+    assert instance.batches == [["running"], ["waiting", "late"]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"delay_us": 1_000_000}, id="that others may join"),
+        pytest.param({"policy": QueuePolicy(), "levels": 2}, id="with priorities"),
+        pytest.param({"preserves_order": True}, id="answered in order"),
+    ],
+)
+def test_what_a_queue_decides_is_left_to_it(harness: Harness, options: dict[str, Any]) -> None:
+    scheduler = harness.scheduler(InstantInstance(), **options)
+    assert not scheduler.run_now(harness.request())
+    assert scheduler.in_flight == 0
+
+
+def test_what_is_to_be_refused_is_not_run_at_once(harness: Harness) -> None:
+    scheduler = harness.scheduler(InstantInstance())
+    cancelled = harness.request()
+    cancelled.cancellation.cancel()
+    assert not scheduler.run_now(cancelled)
+    late = harness.request()
+    late.deadline_ns = 1
+    assert not scheduler.run_now(late)
+    scheduler.stop()
+    assert not scheduler.run_now(harness.request())
+    assert scheduler.in_flight == 0
+
+
+def test_a_request_that_runs_at_once_has_its_timeout(harness: Harness) -> None:
+    instance = BackgroundInstance()
+    scheduler = harness.scheduler(instance)
+    request = harness.request()
+    ended = threading.Event()
+    request.cancellation.add_listener("test", ended.set)
+    request.timeout_us = 1
+    assert scheduler.run_now(request)
+    assert ended.wait(10)
+    (execution,) = instance.running
+    echo(execution)
+    execution.finish()
+
+
+class LeavingInstance(InstantInstance):
+    """Leaves each batch to another thread, as a process' does that is not quick enough for a front-end's thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: list[Execution] = []
+
+    def execute(self, execution: Execution) -> bool:
+        self.batches.append([request.id for request in execution.requests])
+        execution.keeps_instance = True
+        self.left.append(execution)
+        return False
+
+    def finish(self) -> None:
+        execution = self.left.pop()
+        echo(execution)
+        execution.finish()
+
+
+def test_an_instance_is_busy_with_a_batch_that_another_thread_ends(harness: Harness) -> None:
+    instance = LeavingInstance()
+    scheduler = harness.scheduler(instance)
+    first = harness.request("first")
+    assert scheduler.run_now(first)
+    second, third = harness.request("second"), harness.request("third")
+    with harness.workers.collecting() as work:
+        scheduler.enqueue(second)
+        scheduler.enqueue(third)
+        work.run()
+        assert instance.batches == [["first"]]
+        instance.finish()
+        assert answer(first).id == "first"
+        work.run_until(lambda: False)
+    assert instance.batches == [["first"], ["second", "third"]]
+    assert not scheduler.wait_until_idle(0)
+    instance.finish()
+    assert [answer(request).id for request in (second, third)] == ["second", "third"]
+    batches = scheduler.statistics("identity", "1").batch_stats
+    assert [(batch.batch_size, batch.compute_infer.count) for batch in batches] == [(1, 1), (2, 1)]

@@ -37,16 +37,16 @@ def ids(bench: BatcherBench) -> list[str]:
 
 
 def test_what_is_ready_waits_for_sequences_that_were_just_answered(two_groups: BatcherBench) -> None:
-    assert two_groups.batcher.ready_at(0, 2 * MS) == 2 * MS + MS // 4
+    assert two_groups.batcher.ready_at(0, 2 * MS) == 2 * MS + MS // 2
     two_groups.add(1, "1b")
     assert ids(two_groups) == []
     two_groups.add(2, "2b")
     assert ids(two_groups) == ["1b", "2b", "3a", "4a"]
 
 
-def test_the_wait_is_an_eighth_of_the_last_batch_at_most(two_groups: BatcherBench) -> None:
+def test_the_wait_is_a_quarter_of_the_last_batch_at_most(two_groups: BatcherBench) -> None:
     two_groups.add(1, "1b")
-    two_groups.now_ns += MS // 4
+    two_groups.now_ns += MS // 2
     assert ids(two_groups) == ["1b", "3a", "4a"]
 
 
@@ -56,7 +56,7 @@ def test_nothing_is_waited_for_after_a_quick_batch(strategy: Callable[..., Model
     bench.add(1, "1a", start=True)
     turns = bench.take()
     bench.add(2, "2a", start=True)
-    bench.now_ns = MS // 3
+    bench.now_ns = MS // 6
     bench.finish(turns)
     assert ids(bench) == ["2a"]
 
@@ -81,12 +81,12 @@ def test_a_wait_that_brings_less_than_it_costs_is_given_up_for_a_while() -> None
         settling.begin(16, 8, 2 * MS, 0, most=32)
         has_waited = settling.is_on
         if has_waited:
-            assert settling.waits_until(16, 0) == MS // 4
+            assert settling.waits_until(16, 0) == MS // 2
             settling.end(16 + gained)
         return has_waited
 
-    # An eighth of the time is worth two requests of sixteen.
-    assert [waits(gained) for gained in (2, 2, 2, 3, 2, 2, 2, 2)] == [True] * 8
+    # A quarter of the time is worth four requests of sixteen.
+    assert [waits(gained) for gained in (4, 4, 4, 5, 4, 4, 4, 4)] == [True] * 8
     assert [waits(8) for _ in range(64)] == [False] * 64
     assert waits(8)
 
