@@ -82,20 +82,33 @@ def call_async(
     if decoupled:
         future.set_result(_open_iterator(request, activity))
         return future
-    refusal = _refusal(request, activity, decoupled)
-    if refusal is not None:
-        future.set_result(_failed(refusal))
-        return future
     caller = _caller(request, activity)
-    cancellation = LinkedCancellation(None if caller is None else caller.cancellation)
+    outer = None if caller is None else caller.cancellation
     services = activity.model.services
-    sender = _FutureSender(loop, future, cancellation)
+    linked: LinkedCancellation | None = None
+    waiting_sender = WaitingSender()
     try:
-        runtime_request = _runtime_request(request, activity, caller, sender, cancellation)
+        runtime_request = _runtime_request(request, activity, caller, waiting_sender, outer)
+        # What is over before anybody can wait for it needs nothing to wait with.
+        if (
+            not request._timeout
+            and submit is submit_now
+            and services.run_now(runtime_request, only_if_quick=True)
+        ):
+            responses = waiting_sender.wait()
+            future.set_result(received_response(responses[0]) if responses else InferenceResponse())
+            return future
+        if (refusal := _refusal(request, activity, decoupled)) is not None:
+            future.set_result(_failed(refusal))
+            return future
+        linked = runtime_request.cancellation = LinkedCancellation(outer)
+        sender = runtime_request.sender = _FutureSender(loop, future, linked)
         submit(services, runtime_request)
     except InferenceError as error:
-        cancellation.unlink()
-        future.set_result(_failed(while_running(request._model_name, error)))
+        if linked is not None:
+            linked.unlink()
+        refusal = _refusal(request, activity, decoupled)
+        future.set_result(_failed(while_running(request._model_name, error) if refusal is None else refusal))
         return future
     if not future.done():
         future.add_done_callback(sender.cancel_if_cancelled)

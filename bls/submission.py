@@ -19,17 +19,6 @@ from cantata.runtime.request import InferenceRequest
 fans_out: Final[ContextVar[bool]] = ContextVar("cantata_fans_out", default=False)
 
 
-def submit(services: ServerServices, request: InferenceRequest) -> None:
-    """Send a request on its way, with the others of a fan-out where it is part of one.
-
-    Raises InferenceError when it is refused at once.
-    """
-    if fans_out.get():
-        submit_with_others(services, request)
-    else:
-        submit_now(services, request)
-
-
 def submit_now(services: ServerServices, request: InferenceRequest) -> None:
     """Send a request on its way; raises InferenceError when it is refused at once."""
     with services.workers.collecting() as work:

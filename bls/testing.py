@@ -253,8 +253,8 @@ class _Services:
     def submit(self, request: RuntimeRequest) -> None:
         self.server.submit(request)
 
-    def run_now(self, request: RuntimeRequest) -> bool:
-        return self.server.run_now(request)
+    def run_now(self, request: RuntimeRequest, *, only_if_quick: bool = False) -> bool:
+        return self.server.run_now(request, only_if_quick=only_if_quick)
 
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         return self.server.model(model_name, model_version).is_decoupled

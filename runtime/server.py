@@ -227,17 +227,18 @@ class Server:
                 raise
             self._registry.find(request.model_name, request.model_version).accept(request)
 
-    def run_now(self, request: InferenceRequest) -> bool:
+    def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
         """Run a request from outside on this thread where it need not wait; False where it is to be submitted.
 
         Raises InferenceError when it is refused.
         """
         self.check_serving()
-        return self.admission.server is None and self.run_now_within(request)
+        return self.admission.server is None and self.run_now_within(request, only_if_quick=only_if_quick)
 
-    def run_now_within(self, request: InferenceRequest) -> bool:
+    def run_now_within(self, request: InferenceRequest, *, only_if_quick: bool) -> bool:
         """Run a request that an accepted request makes: as `run_now`, and also while the server is exiting."""
-        return self._registry.find(request.model_name, request.model_version).run_now(request)
+        version = self._registry.find(request.model_name, request.model_version)
+        return version.run_now(request, only_if_quick=only_if_quick)
 
     def load_model(self, name: str, parameters: Mapping[str, str | bytes] | None = None) -> None:
         """Load or reload a model; raises InferenceError when that is not allowed, or fails.
@@ -374,8 +375,8 @@ class _Services:
     def submit(self, request: InferenceRequest) -> None:
         self._server.submit_within(request)
 
-    def run_now(self, request: InferenceRequest) -> bool:
-        return self._server.run_now_within(request)
+    def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
+        return self._server.run_now_within(request, only_if_quick=only_if_quick)
 
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         return self._server.model(model_name, model_version).is_decoupled

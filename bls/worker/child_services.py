@@ -63,9 +63,9 @@ class ChildServices:
         _make_plain(request)
         self._call(request)
 
-    def run_now(self, request: InferenceRequest) -> bool:
+    def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
         """See ServerServices; where the server waits for this thread, it is asked and answers at once."""
-        if not self._line.is_mine:
+        if only_if_quick or not self._line.is_mine:
             return False
         _make_plain(request)
         self._call_directly(request)

@@ -119,7 +119,7 @@ class _OfflineBackends:
     def submit(self, request: InferenceRequest) -> None:
         raise _not_serving(request.model_name)
 
-    def run_now(self, request: InferenceRequest) -> bool:
+    def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
         return False
 
     def is_decoupled(self, model_name: str, model_version: int) -> bool:

@@ -173,17 +173,17 @@ class ModelVersion:
         else:
             self._enqueue_within(self.byte_budget, request)
 
-    def run_now(self, request: InferenceRequest) -> bool:
+    def run_now(self, request: InferenceRequest, *, only_if_quick: bool) -> bool:
         """Validate a request, and run it on this thread if it need not wait; False where it has to be accepted.
 
-        Raises InferenceError when it is refused.
+        See ModelScheduler.run_now. Raises InferenceError when it is refused.
         """
         if self._direct is None:
             return False
         self.spec.validate(request)
         version = request.model_version
         request.model_version = self.version
-        if self._direct.run_now(request):
+        if self._direct.run_now(request, only_if_quick=only_if_quick):
             return True
         request.model_version = version
         return False

@@ -160,11 +160,12 @@ class ModelScheduler(HasInFlight):
         if may_wait:
             request.cancellation.watch(request)
 
-    def run_now(self, request: InferenceRequest) -> bool:
+    def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
         """Run a validated request by itself on the caller's thread, where nothing is in its way; never raises.
 
         The same becomes of it as of one that is enqueued and taken at once. False, and nothing has happened to it,
-        where it would have to wait, or be refused.
+        where it would have to wait, or be refused; and with `only_if_quick`, where the model may not have answered when
+        this returns, or not soon.
         """
         if not self._runs_now:
             return False
@@ -172,8 +173,11 @@ class ModelScheduler(HasInFlight):
         if is_abandoned(request, now_ns) or not self._in_flight.enter():
             return False
         with self._lock:
-            instance = self._idle.pop() if self._idle and not len(self._batcher) else None
+            instance = self._idle[-1] if self._idle and not len(self._batcher) else None
+            if instance is not None and only_if_quick and (instance.goes_on or not instance.is_quick):
+                instance = None
             if instance is not None:
+                self._idle.pop()
                 # An instance that is idle waits for nobody: the request cannot wait for itself in a circle.
                 instance.is_reserved = True
                 instance.free_ns = instance.reserved_ns = now_ns

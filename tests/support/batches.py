@@ -71,7 +71,7 @@ class NoServices:
     def submit(self, request: InferenceRequest) -> None:
         raise AssertionError(f"unexpected request for {request.model_name}")
 
-    def run_now(self, request: InferenceRequest) -> bool:
+    def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
         raise AssertionError(f"unexpected request for {request.model_name}")
 
     def is_decoupled(self, model_name: str, model_version: int) -> bool:

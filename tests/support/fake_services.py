@@ -37,7 +37,7 @@ class FakeServices:
         else:
             self.models[request.model_name](request)
 
-    def run_now(self, request: InferenceRequest) -> bool:
+    def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
         return False
 
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
