@@ -14,6 +14,7 @@ from cantata.runtime.execution.execution import Execution
 from cantata.runtime.execution.worker_pool import Work, WorkerPool
 from cantata.runtime.request import Cancellation, InferenceRequest
 from cantata.runtime.response import InferenceResponse
+from cantata.runtime.scheduling import scheduled_instance
 from cantata.runtime.scheduling.dynamic_batcher import DynamicBatcher
 from cantata.runtime.scheduling.model_scheduler import ModelScheduler
 from cantata.runtime.scheduling.priority_queue import PriorityQueue, QueuePolicy
@@ -825,3 +826,30 @@ def test_an_instance_is_busy_with_a_batch_that_another_thread_ends(harness: Harn
     assert [answer(request).id for request in (second, third)] == ["second", "third"]
     batches = scheduler.statistics("identity", "1").batch_stats
     assert [(batch.batch_size, batch.compute_infer.count) for batch in batches] == [(1, 1), (2, 1)]
+
+
+def test_a_thread_that_must_not_be_held_up_runs_quick_models_only(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduled_instance, "_QUICK_NS", 10**12)
+    instance = InstantInstance()
+    scheduler = harness.scheduler(instance)
+    ran = [scheduler.run_now(harness.request(), only_if_quick=True)]
+    for _ in range(8):
+        assert scheduler.run_now(harness.request())
+    ran.append(scheduler.run_now(harness.request(), only_if_quick=True))
+    assert ran == [False, True]
+
+
+def test_a_model_that_goes_on_in_the_background_may_not_have_answered(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduled_instance, "_QUICK_NS", 10**12)
+    instance = BackgroundInstance()
+    scheduler = harness.scheduler(instance)
+    for _ in range(8):
+        assert scheduler.run_now(harness.request())
+    assert not scheduler.run_now(harness.request(), only_if_quick=True)
+    for execution in instance.running:
+        echo(execution)
+        execution.finish()
