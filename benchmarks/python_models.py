@@ -128,6 +128,8 @@ def main() -> int:
     if tool_for("grpc") is None:
         print("only large tensors are measured: perf_analyzer is not installed", file=sys.stderr)
         questions = [question for question in questions if question == "large"]
+    if not questions:
+        return 1
     measured: dict[str, Measurements] = {name: defaultdict(list) for name in servers}
     try:
         for repetition in range(arguments.repeat):

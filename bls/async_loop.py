@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -28,9 +27,6 @@ class AsyncLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._is_stopped = False
-        # What is to become tasks, and whether the loop was told of it.
-        self._made: deque[Callable[[], Coroutine[Any, Any, None]]] = deque()
-        self._was_told = False
         # A task that nobody else holds may be collected while it runs.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -43,16 +39,7 @@ class AsyncLoop:
     def spawn(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a coroutine as a task of its own, soon. From any thread, until `close`."""
         assert self._loop is not None
-        self._made.append(make)
-        if not self._was_told:
-            self._was_told = True
-            try:
-                self._loop.call_soon_threadsafe(self._create_tasks)
-            except RuntimeError:
-                # The loop has been closed.
-                self._was_told = False
-                self._made.clear()
-                raise
+        self._loop.call_soon_threadsafe(self._create_task, make)
 
     def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         """Run a coroutine whose result another thread waits for."""
@@ -84,14 +71,11 @@ class AsyncLoop:
         self._loop.close()
         self._loop = None
 
-    def _create_tasks(self) -> None:
+    def _create_task(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
         assert self._loop is not None
-        # First: whoever adds one from here on tells the loop again.
-        self._was_told = False
-        while self._made:
-            task = self._loop.create_task(self._made.popleft()())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        task = self._loop.create_task(make())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _cancel_all(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}

@@ -83,30 +83,20 @@ def call_async(
         future.set_result(_open_iterator(request, activity))
         return future
     caller = _caller(request, activity)
-    outer = None if caller is None else caller.cancellation
+    cancellation = LinkedCancellation(None if caller is None else caller.cancellation)
     services = activity.model.services
-    linked: LinkedCancellation | None = None
-    waiting_sender = WaitingSender()
+    sender = _FutureSender(loop, future, cancellation)
     try:
-        runtime_request = _runtime_request(request, activity, caller, waiting_sender, outer)
-        # What is over before anybody can wait for it needs nothing to wait with.
-        if (
-            not request._timeout
-            and submit is submit_now
-            and services.run_now(runtime_request, only_if_quick=True)
-        ):
-            responses = waiting_sender.wait()
-            future.set_result(received_response(responses[0]) if responses else InferenceResponse())
-            return future
-        if (refusal := _refusal(request, activity, decoupled)) is not None:
-            future.set_result(_failed(refusal))
-            return future
-        linked = runtime_request.cancellation = LinkedCancellation(outer)
-        sender = runtime_request.sender = _FutureSender(loop, future, linked)
-        submit(services, runtime_request)
+        runtime_request = _runtime_request(request, activity, caller, sender, cancellation)
+        # What a quick model answers here and now needs no queue.
+        if submit is not submit_now or not services.run_now(runtime_request, only_if_quick=True):
+            if (refusal := _refusal(request, activity, decoupled)) is not None:
+                cancellation.unlink()
+                future.set_result(_failed(refusal))
+                return future
+            submit(services, runtime_request)
     except InferenceError as error:
-        if linked is not None:
-            linked.unlink()
+        cancellation.unlink()
         refusal = _refusal(request, activity, decoupled)
         future.set_result(_failed(while_running(request._model_name, error) if refusal is None else refusal))
         return future

@@ -49,8 +49,8 @@ class _ExecuteViolation(Exception):
 class PythonInstance:
     """An instance whose `initialize` has run; a BackendInstance of the runtime.
 
-    `makes_blocking_calls` is True once `execute` is known to wait for others, so that no thread that serves others
-    may run it.
+    `makes_blocking_calls` is True once `execute` is known to wait for others: a thread that serves others may run it
+    only while it holds nothing else back.
     """
 
     def __init__(

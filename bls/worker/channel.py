@@ -95,7 +95,7 @@ class Channel:
             message = marshal.loads(data)
             if message[0] == _IN_ARENA:
                 message = marshal.loads(self._reader.bytes_of(message[1]))
-        except (OSError, EOFError, ValueError, TypeError, IndexError) as error:
+        except (OSError, EOFError, ValueError, TypeError, LookupError) as error:
             raise ChannelClosedError from error
         if not isinstance(message, tuple):
             raise ChannelClosedError

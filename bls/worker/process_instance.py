@@ -69,7 +69,7 @@ class ProcessInstance:
         return True
 
     @property
-    def blocks_for_calls_only(self) -> bool:
+    def leaves_slow_batches(self) -> bool:
         """Whether a thread that serves others may begin a batch: it waits for an instant only, and leaves it then."""
         return True
 

@@ -50,7 +50,7 @@ class ProcessStarter:
         self._settings = settings
         self._services = services
         self._watch = ProcessWatch()
-        # Those that execute something.
+        # Those whose main thread executes something.
         self._busy: set[WorkerProcess] = set()
 
     def start(

@@ -27,7 +27,7 @@ from cantata.bls.worker.wire import decode_error
 from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.errors import InferenceError, internal_error, unavailable
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.execution.worker_pool import serves_others
+from cantata.runtime.execution.worker_pool import enter_model_code, leave_model_code
 from cantata.runtime.scheduling.timer import Timer
 
 _log = logging.getLogger("cantata.python")
@@ -134,14 +134,19 @@ class WorkerProcess:
             self._start_in_background(execution)
             return False
         self._direct_lock.acquire()
-        keys = self._begin(execution)
-        message: Message | None = None
-        if serves_others():
-            message = self._said_within(_PATIENCE_MS)
-            if message is None or message[0] != messages.DONE:
-                execution.keeps_instance = True
-                self._workers.hand_over(_RestOfBatch(self, execution, keys, message))
+        keys: list[int] = []
+        try:
+            keys = self._begin(execution)
+            message = self._said_within(_PATIENCE_MS) if execution.may_be_left else None
+            must_leave = execution.may_be_left and (message is None or message[0] != messages.DONE)
+            if must_leave and self._is_left(execution, keys, message):
                 return False
+        except BaseException:
+            if keys:
+                self._batches.forget(keys)
+                self._end(keys)
+            self._direct_lock.release()
+            raise
         self.wait_for_end(execution, keys, message)
         return True
 
@@ -203,27 +208,32 @@ class WorkerProcess:
             process.kill()
 
     def _begin(self, execution: Execution) -> list[int]:
-        """Hand a batch to the process; the caller has the direct channel, which is given back where that fails."""
+        """Hand a batch to the process; the caller has the direct channel."""
+        if self.end_error is not None:
+            raise unavailable(self.end_error.message)
+        keys = self._batches.begin(execution)
+        self._busy.add(self)
+        if self._limit is not None:
+            self._limit.begin(keys[0])
         try:
-            if self.end_error is not None:
-                raise unavailable(self.end_error.message)
-            keys = self._batches.begin(execution)
-            self._busy.add(self)
-            if self._limit is not None:
-                self._limit.begin(keys[0])
-            try:
-                message = self._batches.message(keys, execution)
-            except BaseException:
-                self._batches.forget(keys)
-                self._end(keys)
-                raise
+            # A process that has ended is noticed by whoever waits for its answer.
+            with contextlib.suppress(ChannelClosedError):
+                self._direct.send(self._batches.message(keys, execution))
         except BaseException:
-            self._direct_lock.release()
+            self._batches.forget(keys)
+            self._end(keys)
             raise
-        # A process that has ended is noticed by whoever waits for its answer.
-        with contextlib.suppress(ChannelClosedError):
-            self._direct.send(message)
         return keys
+
+    def _is_left(self, execution: Execution, keys: list[int], message: Message | None) -> bool:
+        """Have another thread wait for the end of a batch, with the direct channel; False where there is none."""
+        execution.keeps_instance = True
+        try:
+            self._workers.hand_over(_RestOfBatch(self, execution, keys, message))
+        except RuntimeError:
+            # No thread can be started: this one has to wait.
+            execution.keeps_instance = False
+        return execution.keeps_instance
 
     def _end(self, keys: list[int]) -> None:
         """A batch keeps the process busy no longer."""
@@ -233,7 +243,10 @@ class WorkerProcess:
             self._limit.end(keys[0])
 
     def _said_within(self, milliseconds: int) -> Message | None:
-        """What the process says on the direct channel within so long; None where it says nothing."""
+        """What the process says on the direct channel within so long; None where it says nothing.
+
+        Where it can say no more, `_NO_MESSAGE`: whoever waits on asks nothing of the process, and sees it end.
+        """
         # Where other processes have batches, their answers need the processors more than this thread does.
         stays_awake = len(self._busy) == 1
         if not self._direct.has_message_within(milliseconds, stays_awake=stays_awake):
@@ -411,6 +424,8 @@ class _RestOfBatch:
 
     def run(self) -> None:
         execution = self._execution
+        # As wherever a model runs: what its calls lead to must not wait for its batch, which waits for them.
+        collected = enter_model_code()
         try:
             self._process.wait_for_end(execution, self._keys, self._message)
         except InferenceError as error:
@@ -418,6 +433,8 @@ class _RestOfBatch:
         except BaseException as error:
             _log.exception("model '%s' failed to execute a batch", execution.spec.model_name)
             execution.fail_unanswered(internal_error(f"{type(error).__name__}: {error}"))
+        finally:
+            leave_model_code(collected)
         execution.finish()
 
 

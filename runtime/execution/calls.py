@@ -62,8 +62,7 @@ class Entrance(Protocol):
     def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
         """Run a request on this thread where it need not wait; False, and nothing has happened to it, elsewhere.
 
-        `only_if_quick` is for threads that must not be held up: when this returns True the request is answered. Raises
-        InferenceError when it is refused.
+        `only_if_quick` is for threads that must not be held up. Raises InferenceError when it is refused.
         """
 
 

@@ -35,6 +35,7 @@ class Execution:
         "input_end_ns",
         "instance",
         "keeps_instance",
+        "may_be_left",
         "output_start_ns",
         "requests",
         "responses",
@@ -60,8 +61,10 @@ class Execution:
         self.output_start_ns = 0
         # The instance that this batch keeps busy; None when it does so no longer.
         self.instance = instance
-        # Set by the backend where `execute` leaves the batch to another thread, and the instance is busy with it until
-        # `finish`.
+        # Whether `execute` is called by a thread that serves others: a batch that is not over in an instant is to be
+        # left to another. Set for instances that can do so.
+        self.may_be_left = False
+        # Set by the backend where it has left the batch so: the instance is busy with it until `finish`.
         self.keeps_instance = False
         self._on_finish = on_finish
         self._rescheduled: set[InferenceRequest] | None = None

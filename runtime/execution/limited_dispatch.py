@@ -19,6 +19,8 @@ class InstanceWork(Work, Protocol):
     """Work of one instance."""
 
     backend_instance: BackendInstance
+    # Whether it may return from `run` while the instance is still busy.
+    leaves_slow_batches: bool
 
 
 class LimitedWork:
@@ -40,7 +42,8 @@ class LimitedWork:
 
     @property
     def is_quick_alone(self) -> bool:
-        return self._work.is_quick_alone
+        # Its resources are taken until the instance is free: by a worker, which waits for that.
+        return self._work.is_quick_alone and not self._work.leaves_slow_batches
 
     def run(self) -> None:
         try:

@@ -68,8 +68,11 @@ def leave_model_code(collected: deque[Work] | None) -> None:
 
 
 def serves_others() -> bool:
-    """Whether the current thread runs work between what it does for others, and so must not wait for long."""
-    return _thread.serves_others
+    """Whether the current thread runs work between what it does for others, and so must not wait for long.
+
+    Not inside a model's code: what that waits for holds up its thread anyhow.
+    """
+    return _thread.serves_others and _thread.collected is not None
 
 
 def _nothing() -> None:
@@ -137,12 +140,16 @@ class Collector:
         May return earlier, when nothing is left that this thread could run.
         """
         collected = self._collected
-        while collected and not is_done():
-            work = collected.popleft()
-            if work.is_quick or not collected:
-                work.run()
-            else:
-                self._pool.hand_over(work)
+        served_others, _thread.serves_others = _thread.serves_others, False
+        try:
+            while collected and not is_done():
+                work = collected.popleft()
+                if work.is_quick or not collected:
+                    work.run()
+                else:
+                    self._pool.hand_over(work)
+        finally:
+            _thread.serves_others = served_others
 
 
 class WorkerPool:

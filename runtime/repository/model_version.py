@@ -91,8 +91,8 @@ class ModelVersion:
         self.byte_budget = byte_budget
         # What can run requests on their callers' threads, where nothing else is to be asked.
         self._direct: ModelScheduler | None = None
-        if isinstance(scheduler, ModelScheduler) and byte_budget is None and not spec.is_decoupled:
-            self._direct = scheduler
+        if isinstance(scheduler, ModelScheduler) and scheduler.can_run_now and not spec.is_decoupled:
+            self._direct = scheduler if byte_budget is None else None
         self.load_identity = load_identity
         # Its histograms and summaries, where these are wanted; and where the time of an ensemble's requests goes.
         self.latencies = latencies
@@ -178,7 +178,7 @@ class ModelVersion:
 
         See ModelScheduler.run_now. Raises InferenceError when it is refused.
         """
-        if self._direct is None:
+        if self._direct is None or not self._direct.is_idle:
             return False
         self.spec.validate(request)
         version = request.model_version

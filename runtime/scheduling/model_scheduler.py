@@ -61,7 +61,8 @@ class ModelScheduler(HasInFlight):
         # What is about to run waits for resources where there are limits, may be overtaken where there are priorities,
         # and is left over where its instance goes away: it may leave until it runs.
         self._watches_all = isinstance(workers, LimitedDispatch) or batcher.can_reorder
-        self._runs_now = (
+        # Whether `run_now` may be called: nothing but the queue decides when a request runs.
+        self.can_run_now = (
             batcher.runs_lone_requests and not preserves_order and isinstance(workers, WorkerPool)
         )
         self._timer = timer
@@ -160,21 +161,24 @@ class ModelScheduler(HasInFlight):
         if may_wait:
             request.cancellation.watch(request)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether some instance waits for work; asked without the lock, so it may be otherwise a moment later."""
+        return bool(self._idle)
+
     def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
         """Run a validated request by itself on the caller's thread, where nothing is in its way; never raises.
 
         The same becomes of it as of one that is enqueued and taken at once. False, and nothing has happened to it,
-        where it would have to wait, or be refused; and with `only_if_quick`, where the model may not have answered when
-        this returns, or not soon.
+        where it would have to wait, or be refused; and with `only_if_quick`, where the model may hold up this thread.
+        It may be answered later than this returns, as by an `async def execute`.
         """
-        if not self._runs_now:
-            return False
         now_ns = monotonic_ns()
         if is_abandoned(request, now_ns) or not self._in_flight.enter():
             return False
         with self._lock:
             instance = self._idle[-1] if self._idle and not len(self._batcher) else None
-            if instance is not None and only_if_quick and (instance.goes_on or not instance.is_quick):
+            if instance is not None and only_if_quick and not instance.is_quick:
                 instance = None
             if instance is not None:
                 self._idle.pop()
@@ -234,9 +238,9 @@ class ModelScheduler(HasInFlight):
             self._in_flight.enter()
         size = sum(request.batch_size for request in requests)
         instance = ScheduledInstance(self, backend_instance)
-        execution = Execution(self._spec, requests, size, start_ns, self._finish_later, instance)
+        execution = Execution(self._spec, requests, size, start_ns, self._answer, instance)
         if instance.execute(execution):
-            self._finish_later(execution)
+            self._answer(execution)
 
     def close(self) -> None:
         """Stop, fail what is still queued, and close the instances. Call when idle, or when waiting is over."""
@@ -441,6 +445,7 @@ class ModelScheduler(HasInFlight):
             self._answer(execution)
 
     def _answer(self, execution: Execution) -> None:
+        """Count a batch that is over, and answer its requests."""
         with self._lock:
             self._count(execution, monotonic_ns())
         execution.send_responses()

@@ -12,7 +12,7 @@ from typing import Protocol
 from cantata.runtime.backends.backend import BackendInstance
 from cantata.runtime.errors import InferenceError, internal_error
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.execution.worker_pool import enter_model_code, leave_model_code
+from cantata.runtime.execution.worker_pool import enter_model_code, leave_model_code, serves_others
 
 _log = logging.getLogger("cantata.scheduler")
 
@@ -53,6 +53,7 @@ class ScheduledInstance:
         "is_quick",
         "is_quick_alone",
         "is_reserved",
+        "leaves_slow_batches",
         "left",
         "reserved_ns",
     )
@@ -76,7 +77,11 @@ class ScheduledInstance:
         self._distrust = _FIRST_DISTRUST
         # Models that wait for others say so; those of other backends never do.
         self._may_block = hasattr(backend_instance, "makes_blocking_calls")
-        self._blocks_for_calls_only = getattr(backend_instance, "blocks_for_calls_only", False)
+        # Those that leave a batch to another thread, where it is not over in an instant, hold up nobody either.
+        self.leaves_slow_batches = getattr(backend_instance, "leaves_slow_batches", False)
+        self._blocks_for_calls_only = self.leaves_slow_batches or getattr(
+            backend_instance, "blocks_for_calls_only", False
+        )
 
     def run(self) -> None:
         """Take a batch and run it; the thread that calls this owns the instance meanwhile."""
@@ -84,6 +89,8 @@ class ScheduledInstance:
 
     def execute(self, execution: Execution) -> bool:
         """Run a batch as BackendInstance.execute says; what it raises fails the requests that are not answered yet."""
+        if self.leaves_slow_batches:
+            execution.may_be_left = serves_others()
         collected = enter_model_code()
         try:
             is_over = self.backend_instance.execute(execution)

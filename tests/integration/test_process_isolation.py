@@ -21,12 +21,14 @@ import psutil
 import pytest
 
 from cantata import InferenceError, Server
+from cantata.bls.worker import worker_process
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import StatusCode
 from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.observe.snapshots import ProcessFigures
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.scheduling import scheduled_instance
+from cantata.runtime.scheduling.model_scheduler import ModelScheduler
 from cantata.runtime.tensor import tensor_of_array
 from tests.support.model_files import (
     IDENTITY,
@@ -642,16 +644,31 @@ def become_quick(server: Server, model: str = "obedient") -> None:
         order(server, ANSWER, model)
 
 
-@pytest.mark.usefixtures("trusting")
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instant is long, however busy the machine is."""
+    monkeypatch.setattr(worker_process, "_PATIENCE_MS", 20_000)
+
+
+def is_begun_by_front_ends(server: Server, model: str = "obedient") -> bool:
+    scheduler = server.core.model(model).scheduler
+    assert isinstance(scheduler, ModelScheduler)
+    return all(instance.is_quick_alone for instance in scheduler._instances)
+
+
+@pytest.mark.usefixtures("trusting", "patient")
 def test_a_quick_batch_is_answered_on_the_thread_that_began_it(server: Server) -> None:
     become_quick(server)
-    (response,) = begin(server, ANSWER).wait()
-    assert int(response.outputs["OUTPUT"].array[0]) in [child.pid for child in children()]
+    assert is_begun_by_front_ends(server)
+    sender = begin(server, ANSWER)
+    assert sender.is_done
+    assert int(sender.responses[0].outputs["OUTPUT"].array[0]) in [child.pid for child in children()]
 
 
 @pytest.mark.usefixtures("trusting")
 def test_a_thread_that_serves_others_is_not_held_up_by_a_process(server: Server) -> None:
     become_quick(server)
+    assert is_begun_by_front_ends(server)
     pid = order(server, ANSWER)
     asleep = begin(server, SLEEP)
     assert not asleep.is_done
@@ -668,12 +685,13 @@ def test_a_thread_that_serves_others_is_not_held_up_by_a_process(server: Server)
     assert order(server, ANSWER) != pid
 
 
-@pytest.mark.usefixtures("trusting")
+@pytest.mark.usefixtures("trusting", "patient")
 @pytest.mark.parametrize(
     ("what", "cause"), [(EXIT, "ended with exit code 7"), (CRASH, "was killed by SIGSEGV")]
 )
 def test_a_process_that_ends_in_an_instant_fails_its_batch(server: Server, what: int, cause: str) -> None:
     become_quick(server)
+    assert is_begun_by_front_ends(server)
     (response,) = begin(server, what).wait()
     assert response.error is not None
     assert cause in response.error.message
@@ -681,28 +699,56 @@ def test_a_process_that_ends_in_an_instant_fails_its_batch(server: Server, what:
     assert order(server, ANSWER)
 
 
-@pytest.mark.usefixtures("trusting")
-def test_what_a_quick_model_asks_for_is_done_by_another_thread(tmp_path: Path) -> None:
-    write_obedient(tmp_path)
-    calls = """
+CALLS_TWICE = """
 def execute(self, requests):
-    call = pb_utils.InferenceRequest(
-        model_name="obedient", inputs=requests[0].inputs(), requested_output_names=["OUTPUT"]
-    )
-    answer = call.exec()
-    if answer.has_error():
-        return [pb_utils.InferenceResponse(error=answer.error())]
+    for _ in range(2):
+        call = pb_utils.InferenceRequest(
+            model_name="callee", inputs=requests[0].inputs(), requested_output_names=["OUTPUT"]
+        )
+        answer = call.exec()
+        if answer.has_error():
+            return [pb_utils.InferenceResponse(error=answer.error())]
     return [pb_utils.InferenceResponse(answer.output_tensors())]
 """
-    write_model(tmp_path, "caller", python_config([IN], [OUT], extra=IN_PROCESS), calls)
-    with Server(tmp_path) as server:
+# Says that it has begun, and waits, when it is told to.
+WAITS = """
+def execute(self, requests):
+    import os, time
+    number = float(requests[0].inputs()[0].as_numpy()[0])
+    if number == 4:
+        open(BEGUN, "w").close()
+        while not os.path.exists(MAY_END):
+            time.sleep(0.001)
+    return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([number], np.float32))])] * len(requests)
+"""
+
+
+@pytest.mark.usefixtures("trusting", "patient")
+def test_what_a_quick_model_asks_for_is_done_by_another_thread(tmp_path: Path) -> None:
+    """Between the calls of a model in a process, its callee answers those who have come meanwhile."""
+    begun, may_end = tmp_path / "begun", tmp_path / "may_end"
+    code = WAITS.replace("BEGUN", repr(str(begun))).replace("MAY_END", repr(str(may_end)))
+    write_model(tmp_path / "models", "callee", python_config([IN], [OUT]), code)
+    write_model(tmp_path / "models", "caller", python_config([IN], [OUT], extra=IN_PROCESS), CALLS_TWICE)
+    with Server(tmp_path / "models") as server, ThreadPoolExecutor(1) as client:
         become_quick(server, "caller")
-        callee = order(server, ANSWER)
-        (response,) = begin(server, ANSWER, "caller").wait()
-        assert int(response.outputs["OUTPUT"].array[0]) == callee
-        asleep = begin(server, SLEEP, "caller")
-        assert not asleep.is_done
-        os.kill(callee, signal.SIGKILL)
-        (response,) = asleep.wait()
-        assert response.error is not None
-        assert "was killed by SIGKILL" in response.error.message
+        assert is_begun_by_front_ends(server, "caller")
+        asking = begin(server, 4, "caller")
+        eventually(begun.exists)
+        assert not asking.is_done
+        other = client.submit(server.infer, "callee", {"INPUT": [2]})
+        eventually(lambda: server.core.model("callee").scheduler.pending() == 1)
+        may_end.touch()
+        assert other.result(20)["OUTPUT"][0] == 2
+        (response,) = asking.wait()
+        assert response.error is None
+        assert float(response.outputs["OUTPUT"].array[0]) == 4
+
+
+def test_a_batch_that_cannot_be_sent_holds_up_no_other(server: Server) -> None:
+    class Text(str):
+        """What no message holds."""
+
+    with pytest.raises(InferenceError, match="unmarshallable"):
+        server.infer("obedient", {"INPUT": [ANSWER]}, id=Text("an id"))
+    assert order(server, ANSWER)

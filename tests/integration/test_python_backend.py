@@ -14,6 +14,7 @@ import pytest
 
 from cantata import InferenceError, Server
 from cantata.runtime.errors import StatusCode
+from cantata.runtime.scheduling import scheduled_instance
 from tests.support.model_files import python_config, tensor_text, write_identity, write_model
 
 IN, OUT = tensor_text("INPUT"), tensor_text("OUTPUT")
@@ -230,3 +231,58 @@ def test_stopping_the_server_ends_requests_that_a_model_forgot(
     server.close()
     reader.join(10)
     assert failures == ["model 'keeps' was unloaded before it sent the final response"]
+
+
+# Answers 0 at once; others when two of them have come, from a thread that outlives `execute`.
+COLLECTS = """
+held = []
+
+def execute(self, requests):
+    import threading
+    answers = []
+    for request in requests:
+        tensor = pb_utils.Tensor("OUTPUT", request.inputs()[0].as_numpy())
+        if tensor.as_numpy()[0] == 0:
+            answers.append(pb_utils.InferenceResponse([tensor]))
+            continue
+        self.held.append((request.get_response_sender(), tensor))
+        answers.append(None)
+    if len(self.held) == 2:
+        threading.Thread(target=self.answer).start()
+    return None if all(answer is None for answer in answers) else answers
+
+def answer(self):
+    for sender, tensor in self.held:
+        sender.send(
+            pb_utils.InferenceResponse([tensor]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        )
+    self.held.clear()
+"""
+AWAITS_TWO = """
+async def execute(self, requests):
+    import asyncio
+    tensors = requests[0].inputs()
+    calls = [
+        pb_utils.InferenceRequest(model_name="collects", inputs=tensors, requested_output_names=["OUTPUT"])
+        for _ in range(2)
+    ]
+    answers = await asyncio.gather(*(call.async_exec() for call in calls))
+    total = sum(answer.output_tensors()[0].as_numpy()[0] for answer in answers)
+    return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([total], np.float32))])]
+"""
+
+
+def test_an_awaited_model_that_answers_later_holds_up_no_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduled_instance, "_QUICK_NS", 10**12)
+    config = python_config([IN], [OUT])
+    write_model(tmp_path, "collects", config, COLLECTS)
+    write_model(tmp_path, "awaits", config, AWAITS_TWO)
+    with Server(tmp_path) as server, ThreadPoolExecutor(1) as client:
+        # It passes for quick from now on.
+        for _ in range(20):
+            server.infer("collects", {"INPUT": [0]})
+        asked = client.submit(server.infer, "awaits", {"INPUT": [3]})
+        assert asked.result(20)["OUTPUT"][0] == 6
+        assert server.infer("awaits", {"INPUT": [0]})["OUTPUT"][0] == 0

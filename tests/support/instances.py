@@ -103,3 +103,29 @@ class RestartingInstance(InstantInstance):
         self._error = error
         if self._on_change is not None:
             self._on_change()
+
+
+class LeavingInstance:
+    """Leaves each batch to another thread, as a process' does where it is not over in an instant; the test ends it."""
+
+    leaves_slow_batches = True
+    makes_blocking_calls = True
+
+    def __init__(self) -> None:
+        self.left: SimpleQueue[Execution] = SimpleQueue()
+        self.batches: list[list[str]] = []
+
+    def execute(self, execution: Execution) -> bool:
+        self.batches.append([request.id for request in execution.requests])
+        execution.keeps_instance = True
+        self.left.put(execution)
+        return False
+
+    def finish(self) -> None:
+        """End one batch, as soon as there is one."""
+        execution = self.left.get(timeout=10)
+        echo(execution)
+        execution.finish()
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -72,7 +72,7 @@ class CallLoop:
         self.is_reading = False
         # Whether models are about to be run and answers written, and the connections that have some.
         self._has_round = False
-        # How often a round was asked for since the last one, how often when this was last looked at, and the number of
+        # How many requests came since the last round, how many had come when this was last looked at, and the number of
         # looks since then; 0 while none is due.
         self._asked_count = 0
         self._seen_count = 0
@@ -137,6 +137,9 @@ class CallLoop:
     def request_round(self) -> None:
         """Have the work at hand run when what else has arrived is read; on the loop's thread."""
         self._asked_count += 1
+        self._need_round()
+
+    def _need_round(self) -> None:
         if not self._has_round:
             self._has_round = True
             if not self.is_reading:
@@ -170,7 +173,7 @@ class CallLoop:
         self.is_reading = False
         if not self._has_round or self._looks:
             return
-        if len(self._connections) == 1 and self._asked_count == 1:
+        if len(self._connections) == 1 and self._asked_count <= 1:
             # A client that waits for this one answer: nothing else could join its batch.
             self._run_round()
         else:
@@ -212,7 +215,7 @@ class CallLoop:
     def has_unsent(self, connection: Connection) -> None:
         """Have `connection.flush` called before the loop waits again."""
         self._unsent.append(connection)
-        self.request_round()
+        self._need_round()
 
     # The thread.
 
@@ -272,7 +275,10 @@ class CallLoop:
         self._flush()
 
     def _flush_now_and_then(self) -> None:
-        """As `_flush`, unless that was a moment ago: for after each model that has run, so that clients can go on."""
+        """As `_flush`, unless that was a moment ago: for after each model that has run, so that clients can go on.
+
+        What is not written then waits for the next model to run, too: a quick one, or it would run elsewhere.
+        """
         if self._unsent and (now_ns := monotonic_ns()) - self._flushed_ns >= _GATHERED_NS:
             self._flushed_ns = now_ns
             self._flush()

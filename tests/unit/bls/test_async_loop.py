@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from functools import partial
 
 import pytest
 
@@ -46,27 +45,3 @@ def test_tasks_are_cancelled_before_the_loop_ends() -> None:
     assert started.wait(10)
     loop.close()
     assert cancelled.is_set()
-
-
-def test_all_that_is_spawned_at_once_runs_in_its_order() -> None:
-    loop = AsyncLoop("many")
-    loop.start()
-    ran: list[int] = []
-    is_held, has_ended = threading.Event(), threading.Event()
-
-    async def hold() -> None:
-        is_held.wait(10)
-
-    async def note(number: int) -> None:
-        ran.append(number)
-        if number == 99:
-            has_ended.set()
-
-    # The loop's thread is held up, so that all the others are there when it next looks.
-    loop.spawn(hold)
-    for number in range(100):
-        loop.spawn(partial(note, number))
-    is_held.set()
-    assert has_ended.wait(10)
-    assert ran == list(range(100))
-    loop.close()

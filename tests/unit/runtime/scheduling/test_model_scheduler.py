@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from cantata.grammars.model_config import ModelInstanceGroup
+from cantata.runtime.backends.backend import InstancePlacement
 from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
 from cantata.runtime.execution.calls import WaitingSender
 from cantata.runtime.execution.execution import Execution
+from cantata.runtime.execution.limited_dispatch import LimitedDispatch, LimitedWork, instance_limit
 from cantata.runtime.execution.worker_pool import Work, WorkerPool
 from cantata.runtime.request import Cancellation, InferenceRequest
 from cantata.runtime.response import InferenceResponse
@@ -18,17 +21,19 @@ from cantata.runtime.scheduling import scheduled_instance
 from cantata.runtime.scheduling.dynamic_batcher import DynamicBatcher
 from cantata.runtime.scheduling.model_scheduler import ModelScheduler
 from cantata.runtime.scheduling.priority_queue import PriorityQueue, QueuePolicy
+from cantata.runtime.scheduling.scheduled_instance import ScheduledInstance
 from cantata.runtime.scheduling.timer import Timer
 from tests.support.instances import (
     BackgroundInstance,
     InstantInstance,
+    LeavingInstance,
     ManualInstance,
     RestartingInstance,
     echo,
 )
 from tests.support.requests import identity_spec, tensor
 
-Instance = InstantInstance | ManualInstance | BackgroundInstance
+Instance = InstantInstance | ManualInstance | BackgroundInstance | LeavingInstance
 
 
 class Harness:
@@ -755,9 +760,8 @@ def test_a_request_does_not_overtake_those_that_wait(harness: Harness) -> None:
     ],
 )
 def test_what_a_queue_decides_is_left_to_it(harness: Harness, options: dict[str, Any]) -> None:
-    scheduler = harness.scheduler(InstantInstance(), **options)
-    assert not scheduler.run_now(harness.request())
-    assert scheduler.in_flight == 0
+    assert harness.scheduler(InstantInstance()).can_run_now
+    assert not harness.scheduler(InstantInstance(), **options).can_run_now
 
 
 def test_what_is_to_be_refused_is_not_run_at_once(harness: Harness) -> None:
@@ -785,25 +789,6 @@ def test_a_request_that_runs_at_once_has_its_timeout(harness: Harness) -> None:
     (execution,) = instance.running
     echo(execution)
     execution.finish()
-
-
-class LeavingInstance(InstantInstance):
-    """Leaves each batch to another thread, as a process' does that is not quick enough for a front-end's thread."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left: list[Execution] = []
-
-    def execute(self, execution: Execution) -> bool:
-        self.batches.append([request.id for request in execution.requests])
-        execution.keeps_instance = True
-        self.left.append(execution)
-        return False
-
-    def finish(self) -> None:
-        execution = self.left.pop()
-        echo(execution)
-        execution.finish()
 
 
 def test_an_instance_is_busy_with_a_batch_that_another_thread_ends(harness: Harness) -> None:
@@ -841,15 +826,22 @@ def test_a_thread_that_must_not_be_held_up_runs_quick_models_only(
     assert ran == [False, True]
 
 
-def test_a_model_that_goes_on_in_the_background_may_not_have_answered(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scheduled_instance, "_QUICK_NS", 10**12)
-    instance = BackgroundInstance()
-    scheduler = harness.scheduler(instance)
-    for _ in range(8):
-        assert scheduler.run_now(harness.request())
-    assert not scheduler.run_now(harness.request(), only_if_quick=True)
-    for execution in instance.running:
-        echo(execution)
-        execution.finish()
+def test_an_instance_that_warms_up_elsewhere_serves_nobody_yet(harness: Harness) -> None:
+    instance = LeavingInstance()
+    scheduler = harness.scheduler()
+    request = harness.request("warm")
+    scheduler.warm_up(instance, [request], [{}])
+    instance.finish()
+    assert answer(request).id == "warm"
+    assert not scheduler.is_idle
+
+
+def test_what_is_left_to_another_thread_keeps_its_resources(harness: Harness) -> None:
+    """Of two models that share one resource the second waits until the batch of the first has ended."""
+    limits = LimitedDispatch(harness.workers, ())
+    instance = LeavingInstance()
+    work = ScheduledInstance(harness.scheduler(), instance)
+    work.is_quick_alone = True
+    group, placement = ModelInstanceGroup(count=1), InstancePlacement("one", "CPU", 0)
+    limit = instance_limit(group, placement)
+    assert not LimitedWork(limits, work, limit).is_quick_alone

@@ -22,13 +22,14 @@ from cantata.runtime.scheduling.timer import Timer
 from tests.support.instances import (
     BackgroundInstance,
     InstantInstance,
+    LeavingInstance,
     ManualInstance,
     RestartingInstance,
     echo,
 )
 from tests.support.sequences import IDLE_NS, direct, oldest, sequence_config, sequence_request
 
-Instance = InstantInstance | ManualInstance | BackgroundInstance
+Instance = InstantInstance | ManualInstance | BackgroundInstance | LeavingInstance
 LONG_US = 60_000_000
 
 
@@ -389,3 +390,24 @@ def test_a_leaving_instance_ends_its_sequences_while_all_others_are_away(harness
     gone.come_back()
     assert answer(send(scheduler, 3, "d", start=True)).error is None
     assert (leaving.batches, gone.batches) == ([["a"], ["c"]], [["d"]])
+
+
+@pytest.mark.parametrize("strategy", [direct, oldest])
+def test_an_instance_is_busy_with_a_batch_that_another_thread_ends(
+    harness: Harness, strategy: Callable[..., ModelSequenceBatching]
+) -> None:
+    instance = LeavingInstance()
+    scheduler = harness.scheduler(strategy(), instance)
+    first = send(scheduler, 1, "1a", start=True)
+    left = instance.left.get(timeout=10)
+    other = send(scheduler, 2, "2a", start=True, end=True)
+    assert instance.batches == [["1a"]]
+    instance.left.put(left)
+    instance.finish()
+    assert answer(first).id == "1a"
+    instance.finish()
+    assert answer(other).id == "2a"
+    last = send(scheduler, 1, "1b", end=True)
+    instance.finish()
+    assert answer(last).id == "1b"
+    assert scheduler.wait_until_idle(10)
