@@ -24,6 +24,7 @@ from cantata.runtime.frontends.grpc.compression import ENCODINGS, is_known
 from cantata.runtime.frontends.grpc.connection import Connection
 from cantata.runtime.frontends.grpc.http2.frames import ErrorCode
 from cantata.runtime.frontends.grpc.options import GrpcOptions
+from cantata.runtime.frontends.grpc.rounds import Rounds
 from cantata.runtime.frontends.listening import BACKLOG, bound_socket
 from cantata.runtime.frontends.tls import TlsFiles
 
@@ -35,8 +36,6 @@ _SHOWN: Final = 64
 # Answers that follow each other this closely leave together: to write costs a quarter of what to answer does, and lets
 # the client run in between.
 _GATHERED_NS: Final = 200_000
-# How often the loop turns, at most, before the models run.
-_MOST_LOOKS: Final = 4
 # How long clients that go on reading may take over their last answers, in seconds.
 _LONGEST_FAREWELL_S: Final = 30.0
 _SHORTEST_LOOK_S: Final = 0.5
@@ -68,15 +67,8 @@ class CallLoop:
         self._work = workers.collecting()
         # Calls that threads of their own answer.
         self.slow_calls = 0
-        # Set while a connection takes what was read; it then calls `end_read`.
-        self.is_reading = False
-        # Whether models are about to be run and answers written, and the connections that have some.
-        self._has_round = False
-        # How many requests came since the last round, how many had come when this was last looked at, and the number of
-        # looks since then; 0 while none is due.
-        self._asked_count = 0
-        self._seen_count = 0
-        self._looks = 0
+        # When models are run and answers written, and the connections that have some.
+        self._rounds = Rounds(self._call_soon, self._run_round)
         self._unsent: list[Connection] = []
         # When what models have answered was last written before all had run.
         self._flushed_ns = 0
@@ -136,15 +128,7 @@ class CallLoop:
 
     def request_round(self) -> None:
         """Have the work at hand run when what else has arrived is read; on the loop's thread."""
-        self._asked_count += 1
-        self._need_round()
-
-    def _need_round(self) -> None:
-        if not self._has_round:
-            self._has_round = True
-            if not self.is_reading:
-                assert self._loop is not None
-                self._loop.call_soon(self._run_round)
+        self._rounds.request_came()
 
     def slow_call_ended(self) -> None:
         """A thread that answered a call has ended; on the loop's thread."""
@@ -168,19 +152,13 @@ class CallLoop:
         elif most and len(self._connections) > most:
             connection.end(ErrorCode.ENHANCE_YOUR_CALM, "there are too many connections")
 
+    def begin_read(self) -> None:
+        """A connection takes what was read; it then calls `end_read`."""
+        self._rounds.begin_read()
+
     def end_read(self) -> None:
         """A connection has taken what was read."""
-        self.is_reading = False
-        if not self._has_round or self._looks:
-            return
-        if len(self._connections) == 1 and self._asked_count <= 1:
-            # A client that waits for this one answer: nothing else could join its batch.
-            self._run_round()
-        else:
-            assert self._loop is not None
-            self._seen_count = 0
-            self._looks = 1
-            self._loop.call_soon(self._look_for_more)
+        self._rounds.end_read(is_only_client=len(self._connections) == 1)
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone."""
@@ -215,7 +193,7 @@ class CallLoop:
     def has_unsent(self, connection: Connection) -> None:
         """Have `connection.flush` called before the loop waits again."""
         self._unsent.append(connection)
-        self._need_round()
+        self._rounds.need()
 
     # The thread.
 
@@ -250,23 +228,11 @@ class CallLoop:
             ssl_handshake_timeout=timeout_ms / 1000 if tls is not None and timeout_ms else None,
         )
 
-    def _look_for_more(self) -> None:
-        """Run the models once a turn of the loop has brought no more that could join their batches.
-
-        A client that has many answers to go on from sends while the first of what it sent is read.
-        """
-        if self._seen_count < self._asked_count and self._looks < _MOST_LOOKS:
-            assert self._loop is not None
-            self._seen_count = self._asked_count
-            self._looks += 1
-            self._loop.call_soon(self._look_for_more)
-        else:
-            self._looks = 0
-            self._run_round()
+    def _call_soon(self, action: Callable[[], None]) -> None:
+        assert self._loop is not None
+        self._loop.call_soon(action)
 
     def _run_round(self) -> None:
-        self._has_round = False
-        self._asked_count = 0
         try:
             self._work.run(self._flush_now_and_then)
         except Exception:

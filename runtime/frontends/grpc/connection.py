@@ -70,8 +70,9 @@ class ConnectionOwner(Protocol):
 
     # What sockets are read into: used by one connection at a time, between two calls of the event loop.
     read_buffer: memoryview
-    # Set while a connection takes what was read.
-    is_reading: bool
+
+    def begin_read(self) -> None:
+        """A connection takes what was read from here on."""
 
     def end_read(self) -> None:
         """It has taken it."""
@@ -158,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._liveness.received()
         owner = self._owner
-        owner.is_reading = True
+        owner.begin_read()
         try:
             self._reader.updated(nbytes)
         except ConnectionFailure as failure:
