@@ -21,6 +21,7 @@ from cantata.runtime.flags import (
     FlagValues,
     describe_flags,
     parse_flags,
+    truth,
 )
 from cantata.runtime.version import VERSION
 
@@ -38,6 +39,7 @@ Flags without a command are those of serve: what starts tritonserver can start c
 _CHECK_FLAGS = (
     Flag("format", FlagKind.TEXT, "text", "how to print problems", "Check", choices=("text", "json")),
     Flag("model-config-name", FlagKind.TEXT, "", "prefer configs/<name>.pbtxt over config.pbtxt", "Check"),
+    Flag("model-namespacing", FlagKind.BOOLEAN, "false", "every repository is a namespace", "Check"),
 )
 _GRAPH_FLAGS = (
     Flag(
@@ -102,7 +104,11 @@ def _check(arguments: list[str]) -> int:
     from cantata.runtime.repository.check import check_repositories
 
     try:
-        result = check_repositories(paths, _value(values, "model-config-name", ""))
+        result = check_repositories(
+            paths,
+            _value(values, "model-config-name", ""),
+            namespacing=truth(_value(values, "model-namespacing", "false")),
+        )
     except InferenceError as error:
         raise FlagError(str(error)) from error
     if _value(values, "format", "text") == "json":
@@ -145,7 +151,9 @@ def _graph(arguments: list[str]) -> int:
         return 1
     print(
         render_graph(
-            result.models[name].config, find_prepared(result.models), _value(values, "format", "text")
+            result.models[name].config,
+            find_prepared(result.models, result.models[name]),
+            _value(values, "format", "text"),
         )
     )
     return 0

@@ -148,7 +148,10 @@ class EmbeddedServer:
 
     def check(self) -> list[Problem]:
         """Every problem of the repositories' configurations, as `cantata check` finds them."""
-        return check_repositories(self.core.options.model_repository).problems
+        options = self.core.options
+        return check_repositories(
+            options.model_repository, options.model_config_name, namespacing=options.model_namespacing
+        ).problems
 
     def load_model(
         self, model_name: str, *, config: str = "", files: Mapping[str, bytes] | None = None

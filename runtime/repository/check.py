@@ -20,29 +20,36 @@ from cantata.runtime.errors import InferenceError, unavailable
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.observe.custom_metrics import CustomMetrics
 from cantata.runtime.repository.completion import Completing, PreparedModel, prepare_model
+from cantata.runtime.repository.meanings import by_identifier, with_meanings
+from cantata.runtime.repository.namespaces import ambiguity, identifiers_named, name_in
 from cantata.runtime.repository.source import scan_repositories
 from cantata.runtime.request import InferenceRequest
 
 
 @dataclass(frozen=True, slots=True)
 class RepositoryCheck:
-    """What a check found. `models` are all that were looked at, by name; `problems` are by model, then position."""
+    """What a check found: all models that were looked at, by identifier, and the problems by model, then position."""
 
     models: dict[str, PreparedModel]
     problems: list[Problem]
 
 
-def check_repositories(paths: str | Path | Sequence[str | Path], config_name: str = "") -> RepositoryCheck:
+def check_repositories(
+    paths: str | Path | Sequence[str | Path], config_name: str = "", *, namespacing: bool = False
+) -> RepositoryCheck:
     """Validate every model of one or several repositories, without serving any.
 
-    Raises InferenceError when a repository cannot be read.
+    With `namespacing` each of them is a namespace, as with `--model-namespacing`. Raises InferenceError when a
+    repository cannot be read.
     """
     roots = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    contents = scan_repositories(roots, config_name)
+    contents = scan_repositories(roots, config_name, namespacing=namespacing)
     backends = _OfflineBackends()
     try:
         models = {
-            name: prepare_model(directory, backends.open, Completing.WHEN_INCOMPLETE)
+            name: with_meanings(
+                prepare_model(directory, backends.open, Completing.WHEN_INCOMPLETE), contents.models
+            )
             for name, directory in contents.models.items()
         }
     finally:
@@ -57,13 +64,16 @@ def check_repositories(paths: str | Path | Sequence[str | Path], config_name: st
     return RepositoryCheck(models, problems)
 
 
-def find_prepared(models: dict[str, PreparedModel]) -> FindModel:
-    """The lookup that the ensembles' checks and drawings need, over models that are not loaded."""
+def find_prepared(models: dict[str, PreparedModel], ensemble: PreparedModel) -> FindModel:
+    """The lookup that an ensemble's checks and drawings need, over models that are not loaded."""
 
     def find(name: str, version: int) -> ComposingModel | MissingModel:
-        model = models.get(name)
+        model = models.get(ensemble.meanings.get(name, name))
         if model is None:
-            return MissingModel(is_known=False, known_models=tuple(models))
+            if name in ensemble.ambiguous:
+                count = len(identifiers_named(name, models))
+                return MissingModel(is_known=True, reason=ambiguity(name, count), is_valid=False)
+            return MissingModel(is_known=False, known_models=tuple(map(name_in, models)))
         if model.failure() is not None and not model.config.input and not model.config.output:
             return MissingModel(is_known=True, reason=str(model.failure()), is_valid=False)
         is_complete = bool(model.config.input) and bool(model.config.output)
@@ -84,15 +94,16 @@ def _ensemble_problems(models: dict[str, PreparedModel]) -> list[Problem]:
     ensembles = {
         name: model for name, model in models.items() if model.config.ensemble_scheduling is not None
     }
-    find = find_prepared(models)
     problems: list[Problem] = []
     for name, ensemble in ensembles.items():
         problems += [
             dataclasses.replace(problem, model=name)
-            for problem in check_composition(ensemble.config, ensemble.positions, find)
+            for problem in check_composition(
+                ensemble.config, ensemble.positions, find_prepared(models, ensemble)
+            )
         ]
     problems += check_cycles(
-        {name: ensemble.config for name, ensemble in ensembles.items()},
+        {name: by_identifier(ensemble) for name, ensemble in ensembles.items()},
         {name: ensemble.positions for name, ensemble in ensembles.items()},
     )
     return problems

@@ -23,6 +23,7 @@ from cantata.runtime.repository.completion import PreparedModel
 from cantata.runtime.repository.hosted_instances import InstanceChange
 from cantata.runtime.repository.load_order import load_order
 from cantata.runtime.repository.loader import ModelLoader
+from cantata.runtime.repository.meanings import by_identifier
 from cantata.runtime.repository.model_version import ModelState, ModelVersion
 from cantata.runtime.repository.namespaces import ambiguity, identifiers_named, name_in
 from cantata.runtime.repository.registry import FailedVersion, ModelEntry, Registry
@@ -208,25 +209,12 @@ class LoadSet:
         return MissingModel(is_known=True, reason=reason, is_valid=not entry.is_invalid)
 
 
-def _by_identifier(ensemble: PreparedModel) -> ModelConfig:
-    """An ensemble's configuration with the identifiers of its steps' models in the place of their names."""
-    scheduling = ensemble.config.ensemble_scheduling
-    if scheduling is None or not ensemble.meanings:
-        return ensemble.config
-    steps = tuple(
-        step.model_copy(update={"model_name": ensemble.meanings.get(step.model_name, step.model_name)})
-        for step in scheduling.step
-    )
-    scheduling = scheduling.model_copy(update={"step": steps})
-    return ensemble.config.model_copy(update={"ensemble_scheduling": scheduling})
-
-
 def _circular(ensembles: Mapping[str, PreparedModel]) -> dict[str, list[Problem]]:
     """The problems of ensembles that need themselves, by name."""
     sound = {name: ensemble for name, ensemble in ensembles.items() if ensemble.failure() is None}
     circles: dict[str, list[Problem]] = {}
     for problem in check_cycles(
-        {name: _by_identifier(ensemble) for name, ensemble in sound.items()},
+        {name: by_identifier(ensemble) for name, ensemble in sound.items()},
         {name: ensemble.positions for name, ensemble in sound.items()},
     ):
         circles.setdefault(problem.model, []).append(problem)

@@ -21,8 +21,9 @@ from cantata.runtime.repository.control import ModelControlMode
 from cantata.runtime.repository.kept_versions import kept_versions
 from cantata.runtime.repository.load_set import LoadSet
 from cantata.runtime.repository.loader import ModelLoader
+from cantata.runtime.repository.meanings import with_meanings
 from cantata.runtime.repository.model_version import ModelState, ModelVersion
-from cantata.runtime.repository.namespaces import ambiguity, identifiers_named, resolved
+from cantata.runtime.repository.namespaces import ambiguity, identifiers_named
 from cantata.runtime.repository.override import OverrideDirectories, read_load_parameters
 from cantata.runtime.repository.registry import DUPLICATED, FailedVersion, ModelEntry, Registry
 from cantata.runtime.repository.retirement import Retirement
@@ -296,28 +297,7 @@ class ModelRepository:
 
     def _prepare(self, directory: ModelDirectory) -> PreparedModel:
         prepared = prepare_model(directory, self._loader.backend, self._completing)
-        return self._with_meanings(prepared) if directory.namespace else prepared
-
-    def _with_meanings(self, prepared: PreparedModel) -> PreparedModel:
-        """An ensemble with what its steps' names mean in its namespace, where they mean one model."""
-        ensemble = prepared.config.ensemble_scheduling
-        if ensemble is None:
-            return prepared
-        namespace = prepared.directory.namespace
-        identifiers = self._registry.identifiers_on_disk()
-        found = {name: resolved(name, namespace, identifiers) for name in prepared.step_names}
-        meanings = {name: identifier for name, identifier in found.items() if identifier is not None}
-        steps = tuple(
-            step.model_copy(update={"model_namespace": meanings[step.model_name].rpartition("/")[0]})
-            if step.model_name in meanings
-            else step
-            for step in ensemble.step
-        )
-        config = prepared.config.model_copy(
-            update={"ensemble_scheduling": ensemble.model_copy(update={"step": steps})}
-        )
-        ambiguous = frozenset(found.keys() - meanings.keys())
-        return dataclasses.replace(prepared, config=config, meanings=meanings, ambiguous=ambiguous)
+        return with_meanings(prepared, self._registry.identifiers_on_disk())
 
     def _with_composing(
         self, prepared: Sequence[PreparedModel], contents: RepositoryContents
@@ -349,7 +329,7 @@ class ModelRepository:
         known = self._known.get(directory.identifier)
         if known is None or not directory.namespace:
             return False
-        now = self._with_meanings(known.prepared)
+        now = with_meanings(known.prepared, self._registry.identifiers_on_disk())
         return (now.meanings, now.ambiguous) != (known.prepared.meanings, known.prepared.ambiguous)
 
     def _is_due(self, model: PreparedModel) -> bool:

@@ -13,12 +13,14 @@ import numpy as np
 import orjson
 import pytest
 
+from cantata.runtime.cli import main
 from cantata.runtime.embedded import EmbeddedServer
 from cantata.runtime.errors import InferenceError, StatusCode
 from cantata.runtime.frontends.http.options import HttpOptions
 from cantata.runtime.frontends.http.server import HttpServer
 from cantata.runtime.observe.metrics import MetricsText
 from cantata.runtime.options import ServerOptions
+from cantata.runtime.repository.check import check_repositories
 from cantata.runtime.repository.control import ModelControlMode
 from cantata.runtime.server import Server
 from tests.integration.test_model_control import write_constant, write_over
@@ -184,3 +186,33 @@ def test_without_namespaces_a_name_in_two_repositories_serves_from_none(
             "model appears in two or more repositories",
         )
         assert entries["only"].state == "READY"
+
+
+def test_a_check_offline_knows_namespaces(repositories: tuple[Path, Path], tmp_path: Path) -> None:
+    assert check_repositories(repositories, namespacing=True).problems == []
+    without = [str(problem) for problem in check_repositories(repositories).problems]
+    assert any("model appears in two or more repositories" in problem for problem in without)
+    # In a third repository the name means neither of the two.
+    third = tmp_path / "third"
+    write_over(third, "same", "over_either")
+    (problem,) = check_repositories((*repositories, third), namespacing=True).problems
+    assert AMBIGUOUS in str(problem)
+    assert problem.model == f"{third}/over_either"
+
+
+def test_a_circle_within_a_namespace_is_found_offline(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_over(first, "two", "one")
+    write_over(first, "one", "two")
+    write_constant(second, 2, "one")
+    found = {problem.model for problem in check_repositories((first, second), namespacing=True).problems}
+    assert found == {f"{first}/one", f"{first}/two"}
+
+
+def test_the_command_checks_namespaces(
+    repositories: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = list(map(str, repositories))
+    assert main(["check", *paths]) == 1
+    assert main(["check", *paths, "--model-namespacing=true"]) == 0
+    assert "no problems" in capsys.readouterr().out.splitlines()[-1]
