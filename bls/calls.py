@@ -54,9 +54,7 @@ def call(
         else:
             return _failed(refusal)
     except InferenceError as error:
-        # That the model cannot be called in this way says more than what is wrong with the call.
-        refusal = _refusal(request, activity, decoupled)
-        return _failed(while_running(request._model_name, error) if refusal is None else refusal)
+        return _failed(_told_of(error, request, activity))
     finally:
         if linked is not None:
             linked.unlink()
@@ -97,8 +95,7 @@ def call_async(
             submit(services, runtime_request)
     except InferenceError as error:
         cancellation.unlink()
-        refusal = _refusal(request, activity, decoupled)
-        future.set_result(_failed(while_running(request._model_name, error) if refusal is None else refusal))
+        future.set_result(_failed(_told_of(error, request, activity)))
         return future
     if not future.done():
         future.add_done_callback(sender.cancel_if_cancelled)
@@ -197,6 +194,14 @@ def _refusal(request: InferenceRequest, activity: Activity, decoupled: bool) -> 
     if model.leaves_refusals:
         return None
     return refusal_of(model.services, request._model_name, request._model_version, decoupled)
+
+
+def _told_of(error: InferenceError, request: InferenceRequest, activity: Activity) -> InferenceError:
+    """What the model that called is told of a refusal.
+
+    That its callee cannot be called for one response says more than what is wrong with the call.
+    """
+    return _refusal(request, activity, False) or while_running(request._model_name, error)
 
 
 def _caller(request: InferenceRequest, activity: Activity) -> RuntimeRequest | None:

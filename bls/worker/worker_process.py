@@ -26,8 +26,8 @@ from cantata.bls.worker.time_limit import TimeLimit
 from cantata.bls.worker.wire import decode_error
 from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.errors import InferenceError, internal_error, unavailable
+from cantata.runtime.execution.containment import run_contained
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.execution.worker_pool import enter_model_code, leave_model_code
 from cantata.runtime.scheduling.timer import Timer
 
 _log = logging.getLogger("cantata.python")
@@ -137,6 +137,9 @@ class WorkerProcess:
         keys: list[int] = []
         try:
             keys = self._begin(execution)
+            # A process that has ended is noticed by whoever waits for its answer.
+            with contextlib.suppress(ChannelClosedError):
+                self._direct.send(self._batches.message(keys, execution))
             message = self._said_within(_PATIENCE_MS) if execution.may_be_left else None
             must_leave = execution.may_be_left and (message is None or message[0] != messages.DONE)
             if must_leave and self._is_left(execution, keys, message):
@@ -208,21 +211,13 @@ class WorkerProcess:
             process.kill()
 
     def _begin(self, execution: Execution) -> list[int]:
-        """Hand a batch to the process; the caller has the direct channel."""
+        """A batch keeps the process busy, until `_end`; the caller has the direct channel."""
         if self.end_error is not None:
             raise unavailable(self.end_error.message)
         keys = self._batches.begin(execution)
         self._busy.add(self)
         if self._limit is not None:
             self._limit.begin(keys[0])
-        try:
-            # A process that has ended is noticed by whoever waits for its answer.
-            with contextlib.suppress(ChannelClosedError):
-                self._direct.send(self._batches.message(keys, execution))
-        except BaseException:
-            self._batches.forget(keys)
-            self._end(keys)
-            raise
         return keys
 
     def _is_left(self, execution: Execution, keys: list[int], message: Message | None) -> bool:
@@ -423,19 +418,12 @@ class _RestOfBatch:
         self._message = message
 
     def run(self) -> None:
-        execution = self._execution
-        # As wherever a model runs: what its calls lead to must not wait for its batch, which waits for them.
-        collected = enter_model_code()
-        try:
-            self._process.wait_for_end(execution, self._keys, self._message)
-        except InferenceError as error:
-            execution.fail_unanswered(error)
-        except BaseException as error:
-            _log.exception("model '%s' failed to execute a batch", execution.spec.model_name)
-            execution.fail_unanswered(internal_error(f"{type(error).__name__}: {error}"))
-        finally:
-            leave_model_code(collected)
-        execution.finish()
+        run_contained(self._go_on, self._execution)
+        self._execution.finish()
+
+    def _go_on(self, execution: Execution) -> bool:
+        self._process.wait_for_end(execution, self._keys, self._message)
+        return True
 
 
 @contextlib.contextmanager

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from cantata.runtime.errors import InferenceError
+from cantata.runtime.execution.calls import Entrance
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.observe.snapshots import ProcessFigures
-from cantata.runtime.request import InferenceRequest
 
 if TYPE_CHECKING:
     # A model's own process needs the protocols, but no configuration.
@@ -23,21 +22,8 @@ if TYPE_CHECKING:
     from cantata.runtime.observe.custom_metrics import MetricChange, MetricKind
 
 
-class ServerServices(Protocol):
+class ServerServices(Entrance, Protocol):
     """What a backend may ask of the server that hosts it; the server itself implements it."""
-
-    @property
-    def workers(self) -> WorkerPool:
-        """The threads that run models; a blocking call runs idle instances on its own thread through it."""
-
-    def submit(self, request: InferenceRequest) -> None:
-        """Accept a request for any model; raises InferenceError when it is refused at once."""
-
-    def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
-        """Run a request on this thread where it need not wait; False, and nothing has happened to it, elsewhere.
-
-        `only_if_quick` is for threads that must not be held up. Raises InferenceError when it is refused.
-        """
 
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         """Whether that model answers with any number of responses; raises InferenceError when it is not ready."""

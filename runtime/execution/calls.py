@@ -54,10 +54,10 @@ class Entrance(Protocol):
 
     @property
     def workers(self) -> WorkerPool:
-        """The threads that run models."""
+        """The threads that run models; a blocking call runs idle instances on its own thread through it."""
 
     def submit(self, request: InferenceRequest) -> None:
-        """Accept a request; raises InferenceError when it is refused at once."""
+        """Accept a request for any model; raises InferenceError when it is refused at once."""
 
     def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
         """Run a request on this thread where it need not wait; False, and nothing has happened to it, elsewhere.

@@ -91,8 +91,8 @@ class ModelVersion:
         self.byte_budget = byte_budget
         # What can run requests on their callers' threads, where nothing else is to be asked.
         self._direct: ModelScheduler | None = None
-        if isinstance(scheduler, ModelScheduler) and scheduler.can_run_now and not spec.is_decoupled:
-            self._direct = scheduler if byte_budget is None else None
+        if isinstance(scheduler, ModelScheduler) and scheduler.can_run_now:
+            self._direct = None if spec.is_decoupled or byte_budget is not None else scheduler
         self.load_identity = load_identity
         # Its histograms and summaries, where these are wanted; and where the time of an ensemble's requests goes.
         self.latencies = latencies

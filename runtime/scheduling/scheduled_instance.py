@@ -10,9 +10,9 @@ import threading
 from typing import Protocol
 
 from cantata.runtime.backends.backend import BackendInstance
-from cantata.runtime.errors import InferenceError, internal_error
+from cantata.runtime.execution.containment import run_contained
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.execution.worker_pool import enter_model_code, leave_model_code, serves_others
+from cantata.runtime.execution.worker_pool import serves_others
 
 _log = logging.getLogger("cantata.scheduler")
 
@@ -91,21 +91,10 @@ class ScheduledInstance:
         """Run a batch as BackendInstance.execute says; what it raises fails the requests that are not answered yet."""
         if self.leaves_slow_batches:
             execution.may_be_left = serves_others()
-        collected = enter_model_code()
-        try:
-            is_over = self.backend_instance.execute(execution)
-            if not is_over and not execution.keeps_instance:
-                self.goes_on = True
-            return is_over
-        except InferenceError as failure:
-            error = failure
-        except BaseException as failure:
-            _log.exception("model '%s' failed to execute a batch", execution.spec.model_name)
-            error = internal_error(f"{type(failure).__name__}: {failure}")
-        finally:
-            leave_model_code(collected)
-        execution.fail_unanswered(error)
-        return True
+        is_over = run_contained(self.backend_instance.execute, execution)
+        if not is_over and not execution.keeps_instance:
+            self.goes_on = True
+        return is_over
 
     def close(self, model_name: str) -> None:
         """Close the backend's instance; a failure is logged and keeps no other from being closed."""
