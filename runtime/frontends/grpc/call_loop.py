@@ -18,6 +18,7 @@ import uvloop
 
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.frontends.gathering import Gathering
 from cantata.runtime.frontends.grpc import codes
 from cantata.runtime.frontends.grpc.call import Call, CallReader
 from cantata.runtime.frontends.grpc.compression import ENCODINGS, is_known
@@ -33,9 +34,6 @@ _log = logging.getLogger("cantata.grpc")
 _READ_BUFFER_BYTES: Final = 256 << 10
 # How much of what a client names is repeated to it.
 _SHOWN: Final = 64
-# Answers that follow each other this closely leave together: to write costs a quarter of what to answer does, and lets
-# the client run in between.
-_GATHERED_NS: Final = 200_000
 # How long clients that go on reading may take over their last answers, in seconds.
 _LONGEST_FAREWELL_S: Final = 30.0
 _SHORTEST_LOOK_S: Final = 0.5
@@ -70,8 +68,7 @@ class CallLoop:
         # When models are run and answers written, and the connections that have some.
         self._rounds = Rounds(self._call_soon, self._run_round)
         self._unsent: list[Connection] = []
-        # When what models have answered was last written before all had run.
-        self._flushed_ns = 0
+        self._gathering = Gathering()
         # What other threads want done here, and whether this thread was told of it.
         self._posted: deque[Callable[[], None]] = deque()
         self._was_told = False
@@ -245,8 +242,7 @@ class CallLoop:
 
         What is not written then waits for the next model to run, too: a quick one, or it would run elsewhere.
         """
-        if self._unsent and (now_ns := monotonic_ns()) - self._flushed_ns >= _GATHERED_NS:
-            self._flushed_ns = now_ns
+        if self._unsent and self._gathering.is_over():
             self._flush()
 
     def _flush(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, internal_error, unavailable, unsupported
 from cantata.runtime.frontends.classification import classified
+from cantata.runtime.frontends.gathering import Gathering
 from cantata.runtime.frontends.header_forwarding import HeaderForwarding, header_forwarding
 from cantata.runtime.frontends.http.compression import accepted_encoding, compressed, decompressed
 from cantata.runtime.frontends.http.connection import Exchange
@@ -55,9 +56,11 @@ class InferRoute:
         # Set, from any thread, when no further request may be submitted.
         self.is_stopping = False
         self._arrived: list[tuple[Exchange, str, int]] = []
-        # Answers from other threads, and whether the loop has been told of them.
+        # Answers from other threads, and whether the loop has been told of them; and those of models that run here.
         self._outbox: deque[tuple[Exchange, bytes]] = deque()
         self._loop_was_told = False
+        self._runs_models = False
+        self._gathering = Gathering()
 
     def accept(self, exchange: Exchange, model_name: str, model_version: int) -> None:
         """Take a request; it is submitted once everything that has arrived has been read."""
@@ -67,11 +70,12 @@ class InferRoute:
 
     def deliver(self, exchange: Exchange, answer: bytes) -> None:
         """Send an answer; any thread may call."""
-        if threading.get_ident() == self._loop_thread:
+        is_here = threading.get_ident() == self._loop_thread
+        if is_here and not self._runs_models:
             exchange.send(answer)
             return
         self._outbox.append((exchange, answer))
-        if not self._loop_was_told:
+        if not is_here and not self._loop_was_told:
             self._loop_was_told = True
             try:
                 self._loop.call_soon_threadsafe(self._send_delivered)
@@ -85,7 +89,10 @@ class InferRoute:
         outbox = self._outbox
         while outbox:
             exchange, answer = outbox.popleft()
-            exchange.send(answer)
+            try:
+                exchange.send(answer)
+            except Exception:
+                _log.exception("an answer could not be sent")
 
     def _submit_arrived(self) -> None:
         arrived, self._arrived = self._arrived, []
@@ -98,7 +105,17 @@ class InferRoute:
                     self._submit(exchange, model_name, model_version)
                 else:
                     exchange.respond(*refusal.answer())
-            work.run()
+            self._runs_models = True
+            try:
+                work.run(self._send_now_and_then)
+            finally:
+                self._runs_models = False
+                self._send_delivered()
+
+    def _send_now_and_then(self) -> None:
+        """For after each model that has run."""
+        if self._outbox and self._gathering.is_over():
+            self._send_delivered()
 
     def _submit(self, exchange: Exchange, model_name: str, model_version: int) -> None:
         received_ns = monotonic_ns()
