@@ -16,6 +16,8 @@ from typing import Any, Final, TypeAlias
 
 from cantata.bls.worker.arena import ArenaReader, ArenaWriter
 from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.execution.file_watch import FileWatch
+from cantata.runtime.execution.worker_pool import Work
 
 # A kind (an integer) and what belongs to it.
 Message: TypeAlias = tuple[Any, ...]
@@ -47,6 +49,8 @@ class Channel:
         # What `send_soon` could not send at once; guarded by `_lock`, and sent by one thread.
         self._lock = threading.Lock()
         self._waiting: deque[bytes] = deque()
+        # Where it is heard of messages; the receiver's own.
+        self._watch: FileWatch | None = None
 
     def send(self, message: Message) -> None:
         """Send a message, waiting while the socket is full; raises ChannelClosedError, or ArenaFullError."""
@@ -85,6 +89,23 @@ class Channel:
                 # The other process may need this very processor.
                 os.sched_yield()
         return bool(look(milliseconds))
+
+    def is_watched_by(self, watch: FileWatch | None) -> None:
+        """Have `watch` hear of messages from now on; None before somebody waits for them by himself."""
+        before = self._watch
+        if before is watch:
+            return
+        self._watch = None
+        if before is not None:
+            before.remove(self._socket.fileno())
+        if watch is not None:
+            watch.add(self._socket.fileno())
+            self._watch = watch
+
+    def leave(self, work: Work) -> None:
+        """Have `work` go on where it is heard of messages, once there is one, or the channel has ended."""
+        assert self._watch is not None
+        self._watch.wait_for(self._socket.fileno(), work)
 
     def receive(self) -> Message:
         """The next message; raises ChannelClosedError when there are no more, or when this is none."""

@@ -165,6 +165,7 @@ class _CreditWork:
 
     is_quick = False
     is_quick_alone = False
+    leaves_slow_batches = False
 
     def __init__(self, exchange: Exchange, key: int, request: InferenceRequest) -> None:
         self._exchange = exchange

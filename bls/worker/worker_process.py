@@ -36,7 +36,8 @@ _log = logging.getLogger("cantata.python")
 _MOST_STDERR_CHARACTERS: Final = 2000
 # A process whose sockets are closed has this long to be seen to end by itself.
 _ENDING_S: Final = 1.0
-# How long a thread that serves others waits for the end of a batch, in milliseconds: as long as quick models take.
+# How long a thread that serves others, and has no FileWatch, waits for the end of a batch, in milliseconds: as long as
+# quick models take.
 _PATIENCE_MS: Final = 1
 # Stands for one that could not be read.
 _NO_MESSAGE: Final[Message] = (-1,)
@@ -137,13 +138,15 @@ class WorkerProcess:
         keys: list[int] = []
         try:
             keys = self._begin(execution)
-            # A process that has ended is noticed by whoever waits for its answer.
-            with contextlib.suppress(ChannelClosedError):
-                self._direct.send(self._batches.message(keys, execution))
-            message = self._said_within(_PATIENCE_MS) if execution.may_be_left else None
-            must_leave = execution.may_be_left and (message is None or message[0] != messages.DONE)
-            if must_leave and self._is_left(execution, keys, message):
-                return False
+            self._direct.is_watched_by(execution.watch)
+            message = self._sent(self._batches.message(keys, execution))
+            if execution.may_be_left:
+                if message is None:
+                    message = self._said_at_once(execution)
+                if (message is None or message[0] != messages.DONE) and self._is_left(
+                    execution, keys, message
+                ):
+                    return False
         except BaseException:
             if keys:
                 self._batches.forget(keys)
@@ -221,14 +224,24 @@ class WorkerProcess:
         return keys
 
     def _is_left(self, execution: Execution, keys: list[int], message: Message | None) -> bool:
-        """Have another thread wait for the end of a batch, with the direct channel; False where there is none."""
+        """Have somebody else wait for the end of a batch, with the direct channel; False where there is nobody."""
+        rest = RestOfBatch(self, execution, keys)
         execution.keeps_instance = True
-        try:
-            self._workers.hand_over(_RestOfBatch(self, execution, keys, message))
-        except RuntimeError:
-            # No thread can be started: this one has to wait.
-            execution.keeps_instance = False
+        if message is None and execution.watch is not None:
+            self._direct.leave(rest)
+        else:
+            execution.keeps_instance = self.is_handed_over(rest, message)
         return execution.keeps_instance
+
+    def is_handed_over(self, rest: RestOfBatch, message: Message | None) -> bool:
+        """Have a worker go on with a batch; False where there is none, and no thread for one can be started."""
+        self._direct.is_watched_by(None)
+        rest.message, rest.is_quick = message, False
+        try:
+            self._workers.hand_over(rest)
+        except RuntimeError:
+            return False
+        return True
 
     def _end(self, keys: list[int]) -> None:
         """A batch keeps the process busy no longer."""
@@ -237,15 +250,31 @@ class WorkerProcess:
         if self._limit is not None:
             self._limit.end(keys[0])
 
-    def _said_within(self, milliseconds: int) -> Message | None:
-        """What the process says on the direct channel within so long; None where it says nothing.
+    def _sent(self, message: Message) -> Message | None:
+        """Send on the direct channel; `_NO_MESSAGE` where the process hears no more.
 
-        Where it can say no more, `_NO_MESSAGE`: whoever waits on asks nothing of the process, and sees it end.
+        It is not raised: that a process has ended is noticed by whoever waits for its answer.
         """
-        # Where other processes have batches, their answers need the processors more than this thread does.
-        stays_awake = len(self._busy) == 1
-        if not self._direct.has_message_within(milliseconds, stays_awake=stays_awake):
-            return None
+        try:
+            self._direct.send(message)
+        except ChannelClosedError:
+            return _NO_MESSAGE
+        return None
+
+    def _said_at_once(self, execution: Execution) -> Message | None:
+        """What the process says on the direct channel in an instant; None where it says nothing yet."""
+        # Where other processes have batches, or other requests wait, the processors have better things to do.
+        stays_awake = len(self._busy) == 1 and len(execution.requests) == 1
+        milliseconds = _PATIENCE_MS if execution.watch is None else 0
+        if self._direct.has_message_within(milliseconds, stays_awake=stays_awake):
+            return self.next_message()
+        return None
+
+    def next_message(self) -> Message:
+        """What the process says on the direct channel; `_NO_MESSAGE` where it can say no more.
+
+        Whoever waits on then asks nothing of the process, and sees it end.
+        """
         try:
             return self._direct.receive()
         except ChannelClosedError:
@@ -401,28 +430,36 @@ class WorkerProcess:
         return f"{text}; its stderr ended with:\n{said}" if said else text
 
 
-class _RestOfBatch:
-    """A batch that a thread which serves others has begun: to be waited for by another."""
+class RestOfBatch:
+    """A batch that a thread which serves others has begun, and has left.
 
-    __slots__ = ("_execution", "_keys", "_message", "_process")
+    To be run by that thread when the process has said something, or by a worker, which waits for the end.
+    """
 
-    is_quick = False
+    __slots__ = ("_execution", "_keys", "_process", "is_quick", "message")
+
     is_quick_alone = False
+    leaves_slow_batches = False
 
-    def __init__(
-        self, process: WorkerProcess, execution: Execution, keys: list[int], message: Message | None
-    ) -> None:
+    def __init__(self, process: WorkerProcess, execution: Execution, keys: list[int]) -> None:
         self._process = process
         self._execution = execution
         self._keys = keys
-        self._message = message
+        # Whether it is run by the thread that has begun it; what the process has said to it, otherwise.
+        self.is_quick = True
+        self.message: Message | None = None
 
     def run(self) -> None:
+        process = self._process
+        if self.is_quick:
+            message = self.message = process.next_message()
+            if message[0] != messages.DONE and process.is_handed_over(self, message):
+                return
         run_contained(self._go_on, self._execution)
         self._execution.finish()
 
     def _go_on(self, execution: Execution) -> bool:
-        self._process.wait_for_end(execution, self._keys, self._message)
+        self._process.wait_for_end(execution, self._keys, self.message)
         return True
 
 

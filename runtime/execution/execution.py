@@ -9,6 +9,7 @@ from collections.abc import Callable, Set
 
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError
+from cantata.runtime.execution.file_watch import FileWatch
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.observe.statistics import ComputeTimes
 from cantata.runtime.request import InferenceRequest
@@ -41,6 +42,7 @@ class Execution:
         "responses",
         "spec",
         "start_ns",
+        "watch",
     )
 
     def __init__(
@@ -64,6 +66,8 @@ class Execution:
         # Whether `execute` is called by a thread that serves others: a batch that is not over in an instant is to be
         # left to another. Set for instances that can do so.
         self.may_be_left = False
+        # What to leave it to, where that thread has an event loop for it; else to a worker.
+        self.watch: FileWatch | None = None
         # Set by the backend where it has left the batch so: the instance is busy with it until `finish`.
         self.keeps_instance = False
         self._on_finish = on_finish

@@ -45,6 +45,8 @@ class LimitedWork:
         # Its resources are taken until the instance is free: by a worker, which waits for that.
         return self._work.is_quick_alone and not self._work.leaves_slow_batches
 
+    leaves_slow_batches = False
+
     def run(self) -> None:
         try:
             self._work.run()

@@ -16,6 +16,8 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Protocol
 
+from cantata.runtime.execution.file_watch import FileWatch
+
 _log = logging.getLogger("cantata.workers")
 
 
@@ -29,6 +31,10 @@ class Work(Protocol):
     @property
     def is_quick_alone(self) -> bool:
         """Whether it is as quick, but waits for other work: its thread must hold none back while it runs."""
+
+    @property
+    def leaves_slow_batches(self) -> bool:
+        """Whether it waits for nothing where its thread has a FileWatch that it can leave the rest to."""
 
     def run(self) -> None:
         """Run it; never raises."""
@@ -45,8 +51,9 @@ class _ThreadState(threading.local):
     # The thread's own list of work it has taken on, or None while work must go to other threads at once: always so
     # inside a model's code, which may wait for the very requests it sends.
     collected: deque[Work] | None = None
-    # Whether it runs work between what it does for others.
+    # Whether it runs work between what it does for others, and what it hears of files by meanwhile.
     serves_others = False
+    watch: FileWatch | None = None
 
 
 _thread = _ThreadState()
@@ -75,6 +82,11 @@ def serves_others() -> bool:
     return _thread.serves_others and _thread.collected is not None
 
 
+def watch_here() -> FileWatch | None:
+    """Where the current thread serves others by an event loop of its own, what work may be left to; else None."""
+    return _thread.watch if _thread.collected is not None else None
+
+
 def _nothing() -> None:
     """What is done after each piece of work, mostly."""
 
@@ -85,10 +97,11 @@ class Collector:
     Whatever is left when the block ends is handed to workers. Not for use from any other thread.
     """
 
-    __slots__ = ("_collected", "_outer", "_pool")
+    __slots__ = ("_collected", "_outer", "_pool", "_watch")
 
-    def __init__(self, pool: WorkerPool) -> None:
+    def __init__(self, pool: WorkerPool, watch: FileWatch | None) -> None:
         self._pool = pool
+        self._watch = watch
         self._collected: deque[Work] = deque()
 
     def __enter__(self) -> Collector:
@@ -110,6 +123,7 @@ class Collector:
         `after_each` is called after each piece that was run here.
         """
         served_others, _thread.serves_others = _thread.serves_others, True
+        watch, _thread.watch = _thread.watch, self._watch
         try:
             while self._collected:
                 alone = self._run_quick(after_each)
@@ -118,14 +132,16 @@ class Collector:
                     after_each()
         finally:
             _thread.serves_others = served_others
+            _thread.watch = watch
 
     def _run_quick(self, after_each: Callable[[], None]) -> Work | None:
         """Run what is quick; returns one piece that is quick alone, when nothing else is held back any more."""
         alone: Work | None = None
         collected = self._collected
+        has_watch = self._watch is not None
         while collected:
             work = collected.popleft()
-            if work.is_quick:
+            if work.is_quick or (has_watch and work.is_quick_alone and work.leaves_slow_batches):
                 work.run()
                 after_each()
             elif work.is_quick_alone and alone is None:
@@ -141,6 +157,7 @@ class Collector:
         """
         collected = self._collected
         served_others, _thread.serves_others = _thread.serves_others, False
+        watch, _thread.watch = _thread.watch, None
         try:
             while collected and not is_done():
                 work = collected.popleft()
@@ -150,6 +167,7 @@ class Collector:
                     self._pool.hand_over(work)
         finally:
             _thread.serves_others = served_others
+            _thread.watch = watch
 
 
 class WorkerPool:
@@ -166,9 +184,12 @@ class WorkerPool:
         self._threads: list[threading.Thread] = []
         self._is_closed = False
 
-    def collecting(self) -> Collector:
-        """Keep the work that this thread causes inside a `with` block for this thread to run."""
-        return Collector(self)
+    def collecting(self, watch: FileWatch | None = None) -> Collector:
+        """Keep the work that this thread causes inside a `with` block for this thread to run.
+
+        `watch` is the thread's event loop's, where it has one that goes on after the block.
+        """
+        return Collector(self, watch)
 
     def dispatch(self, work: Work) -> None:
         """Have `work` run: by this thread if it is collecting, else by a worker."""
@@ -183,6 +204,15 @@ class WorkerPool:
         with self._lock:
             inbox = self._idle.pop() if self._idle else self._start_worker()
         inbox.put(work)
+
+    def take_over(self, watch: FileWatch) -> None:
+        """Have workers wait for what an event loop that has ended was to hear of."""
+        for work in watch.close():
+            try:
+                self.hand_over(work)
+            except RuntimeError:
+                # No thread can be started: this one has to wait.
+                work.run()
 
     def close(self) -> None:
         """End the threads, each after the work it has; no work may be dispatched any more."""

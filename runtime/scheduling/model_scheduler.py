@@ -420,7 +420,6 @@ class ModelScheduler(HasInFlight):
     def _end_batch(self, instance: ScheduledInstance, execution: Execution, is_over: bool) -> None:
         end_ns = monotonic_ns()
         execution.instance = None
-        instance.ran_for(end_ns - execution.start_ns)
         if is_over and _has_sequence(execution.requests):
             # A step of a sequence: the next request must not overtake this one on the way to the steps that follow.
             self._answer(execution)

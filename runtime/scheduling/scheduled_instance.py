@@ -10,9 +10,10 @@ import threading
 from typing import Protocol
 
 from cantata.runtime.backends.backend import BackendInstance
+from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.execution.containment import run_contained
 from cantata.runtime.execution.execution import Execution
-from cantata.runtime.execution.worker_pool import serves_others
+from cantata.runtime.execution.worker_pool import serves_others, watch_here
 
 _log = logging.getLogger("cantata.scheduler")
 
@@ -91,7 +92,10 @@ class ScheduledInstance:
         """Run a batch as BackendInstance.execute says; what it raises fails the requests that are not answered yet."""
         if self.leaves_slow_batches:
             execution.may_be_left = serves_others()
+            execution.watch = watch_here()
         is_over = run_contained(self.backend_instance.execute, execution)
+        # Of a batch that was left, this is how long it kept the thread.
+        self._ran_for(monotonic_ns() - execution.start_ns)
         if not is_over and not execution.keeps_instance:
             self.goes_on = True
         return is_over
@@ -103,7 +107,7 @@ class ScheduledInstance:
         except Exception:
             _log.exception("an instance of model '%s' could not be closed", model_name)
 
-    def ran_for(self, duration_ns: int) -> None:
+    def _ran_for(self, duration_ns: int) -> None:
         """Learn from one execution whether the instance is quick."""
         blocks = self._may_block and self.backend_instance.makes_blocking_calls  # type: ignore[attr-defined]
         trust = self._trust

@@ -427,7 +427,6 @@ class SequenceScheduler(HasInFlight):
     ) -> None:
         end_ns = monotonic_ns()
         execution.instance = None
-        instance.ran_for(end_ns - execution.start_ns)
         lane = self._lanes[instance]
         if is_over:
             self._finish(instance, turns, execution, end_ns, is_instance_free=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -22,9 +23,11 @@ import pytest
 
 from cantata import InferenceError, Server
 from cantata.bls.worker import worker_process
+from cantata.bls.worker.channel import Channel
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import StatusCode
 from cantata.runtime.execution.calls import WaitingSender
+from cantata.runtime.execution.file_watch import FileWatch
 from cantata.runtime.observe.snapshots import ProcessFigures
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.scheduling import scheduled_instance
@@ -743,6 +746,134 @@ def test_what_a_quick_model_asks_for_is_done_by_another_thread(tmp_path: Path) -
         (response,) = asking.wait()
         assert response.error is None
         assert float(response.outputs["OUTPUT"].array[0]) == 4
+
+
+class Loop:
+    """What a front-end does between its turns, with a watch of its own."""
+
+    def __init__(self, server: Server) -> None:
+        self.watch = FileWatch()
+        self._workers = server.core.workers
+        self._server = server
+
+    def begin(self, what: int, model: str = "obedient") -> WaitingSender:
+        sender = WaitingSender()
+        inputs = {"INPUT": tensor_of_array(np.array([what], np.float32))}
+        with self._workers.collecting(self.watch) as work:
+            self._server.core.submit(InferenceRequest(model, inputs, sender, monotonic_ns()))
+            work.run()
+        return sender
+
+    def turn(self) -> None:
+        """Wait until a process has said something, and go on."""
+        ready, _, _ = select.select([self.watch.fileno()], [], [], 20)
+        assert ready
+        with self._workers.collecting(self.watch) as work:
+            for rest in self.watch.take_ready():
+                self._workers.dispatch(rest)
+            work.run()
+
+
+@pytest.fixture
+def loop(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
+    """A loop that never has its answer before it turns."""
+    monkeypatch.setattr(Channel, "has_message_within", lambda *_, **__: False)
+    monkeypatch.setattr(scheduled_instance, "_QUICK_NS", 10**12)
+    become_quick(server)
+    assert is_begun_by_front_ends(server)
+    loop = Loop(server)
+    yield loop
+    server.core.workers.take_over(loop.watch)
+
+
+def pid_in(sender: WaitingSender) -> int:
+    (response,) = sender.wait()
+    assert response.error is None
+    return int(response.outputs["OUTPUT"].array[0])
+
+
+def test_a_loop_ends_the_batches_that_it_has_begun(server: Server, loop: Loop) -> None:
+    pid = order(server, ANSWER)
+    first = loop.begin(ANSWER)
+    second = loop.begin(ANSWER)
+    while not (first.is_done and second.is_done):
+        loop.turn()
+    assert [pid_in(first), pid_in(second)] == [pid, pid]
+
+
+def test_loops_and_others_take_turns_with_one_process(server: Server, loop: Loop) -> None:
+    pid = order(server, ANSWER)
+    other = Loop(server)
+    for _ in range(3):
+        for turning in (loop, other):
+            sender = turning.begin(ANSWER)
+            while not sender.is_done:
+                turning.turn()
+            assert pid_in(sender) == pid
+        assert order(server, ANSWER) == pid
+    assert other.watch.close() == []
+
+
+@pytest.mark.parametrize(
+    ("what", "cause"), [(EXIT, "ended with exit code 7"), (CRASH, "was killed by SIGSEGV")]
+)
+def test_a_process_that_ends_fails_the_batch_that_a_loop_has_begun(
+    server: Server, loop: Loop, what: int, cause: str
+) -> None:
+    sender = loop.begin(what)
+    loop.turn()
+    (response,) = sender.wait()
+    assert response.error is not None
+    assert cause in response.error.message
+    eventually(lambda: is_ready(server))
+    assert order(server, ANSWER)
+
+
+def test_a_process_that_is_gone_holds_up_no_loop(server: Server, loop: Loop) -> None:
+    """Where the batch comes between the end of the process and our hearing of it."""
+    for _ in range(5):
+        os.kill(order(server, ANSWER), signal.SIGKILL)
+        senders = [loop.begin(ANSWER) for _ in range(3)]
+        ended: list[str] = []
+        for sender in senders:
+            while not sender.is_done:
+                if select.select([loop.watch.fileno()], [], [], 0.01)[0]:
+                    loop.turn()
+            (response,) = sender.wait()
+            ended.append("" if response.error is None else response.error.code.name)
+        assert set(ended) <= {"", "UNAVAILABLE"}
+        eventually(lambda: is_ready(server))
+        become_quick(server)
+
+
+def test_what_a_loop_has_begun_is_ended_without_it(server: Server, loop: Loop) -> None:
+    pid = order(server, ANSWER)
+    sender = loop.begin(ANSWER)
+    assert not sender.is_done
+    server.core.workers.take_over(loop.watch)
+    assert pid_in(sender) == pid
+    assert order(server, ANSWER) == pid
+
+
+def test_the_calls_of_a_model_are_made_for_a_loop_by_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Channel, "has_message_within", lambda *_, **__: False)
+    monkeypatch.setattr(scheduled_instance, "_QUICK_NS", 10**12)
+    write_identity(tmp_path / "models", "callee", extra=IN_PROCESS)
+    write_model(tmp_path / "models", "caller", python_config([IN], [OUT], extra=IN_PROCESS), CALLS_TWICE)
+    with Server(tmp_path / "models") as server:
+        become_quick(server, "caller")
+        loop = Loop(server)
+        for number in range(3):
+            asking = loop.begin(number, "caller")
+            assert not asking.is_done
+            loop.turn()
+            # The loop has heard of a call, and nothing more is left to it.
+            (response,) = asking.wait()
+            assert response.error is None
+            assert float(response.outputs["OUTPUT"].array[0]) == number
+        assert loop.watch.close() == []
 
 
 def test_a_batch_that_cannot_be_sent_holds_up_no_other(server: Server) -> None:

@@ -94,6 +94,10 @@ class _FakeWork:
     def is_quick_alone(self) -> bool:
         return False
 
+    @property
+    def leaves_slow_batches(self) -> bool:
+        return False
+
     def run(self) -> None:
         request = self._request
         try:

@@ -17,6 +17,7 @@ from typing import Final
 import uvloop
 
 from cantata.runtime.clock import monotonic_ns
+from cantata.runtime.execution.file_watch import FileWatch
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.frontends.gathering import Gathering
 from cantata.runtime.frontends.grpc import codes
@@ -62,7 +63,9 @@ class CallLoop:
         self._is_closed = False
         self._connections: set[Connection] = set()
         self.read_buffer = memoryview(bytearray(_READ_BUFFER_BYTES))
-        self._work = workers.collecting()
+        # What models in processes say to batches that were begun here.
+        self._watch = FileWatch()
+        self._work = workers.collecting(self._watch)
         # Calls that threads of their own answer.
         self.slow_calls = 0
         # When models are run and answers written, and the connections that have some.
@@ -201,6 +204,7 @@ class CallLoop:
             loop.run_until_complete(self._listen(loop))
             self._loop = loop
             self._is_serving.set()
+            loop.add_reader(self._watch.fileno(), self._go_on)
             with self._work:
                 loop.run_forever()
         except Exception as error:
@@ -208,6 +212,7 @@ class CallLoop:
         finally:
             asyncio.set_event_loop(None)
             loop.close()
+            self._workers.take_over(self._watch)
             self._is_serving.set()
 
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -228,6 +233,12 @@ class CallLoop:
     def _call_soon(self, action: Callable[[], None]) -> None:
         assert self._loop is not None
         self._loop.call_soon(action)
+
+    def _go_on(self) -> None:
+        """Go on with batches whose processes have said something."""
+        for rest in self._watch.take_ready():
+            self._workers.dispatch(rest)
+            self._rounds.need()
 
     def _run_round(self) -> None:
         try:

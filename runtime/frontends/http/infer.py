@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, internal_error, unavailable, unsupported
+from cantata.runtime.execution.file_watch import FileWatch
+from cantata.runtime.execution.worker_pool import Collector
 from cantata.runtime.frontends.classification import classified
 from cantata.runtime.frontends.gathering import Gathering
 from cantata.runtime.frontends.header_forwarding import HeaderForwarding, header_forwarding
@@ -56,6 +58,9 @@ class InferRoute:
         # Set, from any thread, when no further request may be submitted.
         self.is_stopping = False
         self._arrived: list[tuple[Exchange, str, int]] = []
+        # What models in processes say to batches that were begun here.
+        self._watch = FileWatch()
+        loop.add_reader(self._watch.fileno(), self._go_on)
         # Answers from other threads, and whether the loop has been told of them; and those of models that run here.
         self._outbox: deque[tuple[Exchange, bytes]] = deque()
         self._loop_was_told = False
@@ -96,7 +101,7 @@ class InferRoute:
 
     def _submit_arrived(self) -> None:
         arrived, self._arrived = self._arrived, []
-        with self._server.workers.collecting() as work:
+        with self._server.workers.collecting(self._watch) as work:
             for exchange, model_name, model_version in arrived:
                 if exchange.is_disconnected:
                     continue
@@ -105,12 +110,27 @@ class InferRoute:
                     self._submit(exchange, model_name, model_version)
                 else:
                     exchange.respond(*refusal.answer())
-            self._runs_models = True
-            try:
-                work.run(self._send_now_and_then)
-            finally:
-                self._runs_models = False
-                self._send_delivered()
+            self._run(work)
+
+    def _go_on(self) -> None:
+        """Go on with batches whose processes have said something."""
+        workers = self._server.workers
+        with workers.collecting(self._watch) as work:
+            for rest in self._watch.take_ready():
+                workers.dispatch(rest)
+            self._run(work)
+
+    def _run(self, work: Collector) -> None:
+        self._runs_models = True
+        try:
+            work.run(self._send_now_and_then)
+        finally:
+            self._runs_models = False
+            self._send_delivered()
+
+    def close(self) -> None:
+        """The loop has ended."""
+        self._server.workers.take_over(self._watch)
 
     def _send_now_and_then(self) -> None:
         """For after each model that has run."""

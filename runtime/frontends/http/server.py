@@ -142,6 +142,8 @@ class HttpServer:
                 bound.close()
             asyncio.set_event_loop(None)
             loop.close()
+            if self._http_handler is not None:
+                self._http_handler.close()
             is_serving.set()
 
     def _listen(
@@ -260,6 +262,10 @@ class _HttpHandler:
 
     def stop_accepting(self) -> None:
         self._infer.is_stopping = True
+
+    def close(self) -> None:
+        """The loop has ended."""
+        self._infer.close()
 
     def body_limit(self, exchange: Exchange) -> int | None:
         """None for binary tensors behind a JSON header, which have no limit: they are as large as they must be."""
