@@ -7,12 +7,14 @@ Knows no sequence: it is told how many requests are ready and how many more may 
 
 from __future__ import annotations
 
-# At most this share of the time that the last batch took is waited, and no longer than this.
-_SHARE = 4
-_LONGEST_NS = 500_000
+# At most so many times as long as the last batch took is waited, and no longer than this.
+_MOST_BATCHES = 3
+_LONGEST_NS = 1_000_000
 # What is shorter is not worth a timer.
 _SHORTEST_NS = 50_000
-# After so many waits in a row that brought less than they cost, no wait for so many batches.
+# A wait pays that brings one more for so many that were ready.
+_READY_FOR_ONE = 4
+# After so many waits in a row that did not pay, no wait for so many batches.
 _PATIENCE = 4
 _PAUSE = 64
 
@@ -34,7 +36,7 @@ class Settling:
 
     def begin(self, ready: int, coming: int, took_ns: int, now_ns: int, *, most: int) -> None:
         """A batch that took `took_ns` is over, and `coming` sequences in it may go on; `most` fit in a batch."""
-        wait_ns = min(took_ns // _SHARE, _LONGEST_NS)
+        wait_ns = min(took_ns * _MOST_BATCHES, _LONGEST_NS)
         goal = min(ready + coming, most)
         if wait_ns < _SHORTEST_NS or goal <= ready:
             return
@@ -44,7 +46,7 @@ class Settling:
         self.is_on = True
         self._until_ns = now_ns + wait_ns
         self._ready, self._goal = ready, goal
-        self._worth = ready * wait_ns // took_ns
+        self._worth = ready // _READY_FOR_ONE
 
     def waits_until(self, ready: int, now_ns: int) -> int:
         """When to run the requests that are ready: 0 for at once."""

@@ -37,17 +37,23 @@ def ids(bench: BatcherBench) -> list[str]:
 
 
 def test_what_is_ready_waits_for_sequences_that_were_just_answered(two_groups: BatcherBench) -> None:
-    assert two_groups.batcher.ready_at(0, 2 * MS) == 2 * MS + MS // 2
+    assert two_groups.batcher.ready_at(0, 2 * MS) == 2 * MS + MS
     two_groups.add(1, "1b")
     assert ids(two_groups) == []
     two_groups.add(2, "2b")
     assert ids(two_groups) == ["1b", "2b", "3a", "4a"]
 
 
-def test_the_wait_is_a_quarter_of_the_last_batch_at_most(two_groups: BatcherBench) -> None:
+def test_the_wait_is_a_millisecond_at_most(two_groups: BatcherBench) -> None:
     two_groups.add(1, "1b")
-    two_groups.now_ns += MS // 2
+    two_groups.now_ns += MS
     assert ids(two_groups) == ["1b", "3a", "4a"]
+
+
+def test_the_wait_is_three_times_the_last_batch_at_most() -> None:
+    settling = Settling()
+    settling.begin(1, 1, MS // 10, 0, most=8)
+    assert settling.waits_until(1, 0) == 3 * (MS // 10)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -56,7 +62,7 @@ def test_nothing_is_waited_for_after_a_quick_batch(strategy: Callable[..., Model
     bench.add(1, "1a", start=True)
     turns = bench.take()
     bench.add(2, "2a", start=True)
-    bench.now_ns = MS // 6
+    bench.now_ns = MS // 100
     bench.finish(turns)
     assert ids(bench) == ["2a"]
 
@@ -74,18 +80,18 @@ def test_nothing_is_waited_for_after_the_ends_of_sequences(
     assert ids(bench) == ["2a"]
 
 
-def test_a_wait_that_brings_less_than_it_costs_is_given_up_for_a_while() -> None:
+def test_a_wait_that_brings_little_is_given_up_for_a_while() -> None:
     settling = Settling()
 
     def waits(gained: int) -> bool:
         settling.begin(16, 8, 2 * MS, 0, most=32)
         has_waited = settling.is_on
         if has_waited:
-            assert settling.waits_until(16, 0) == MS // 2
+            assert settling.waits_until(16, 0) == MS
             settling.end(16 + gained)
         return has_waited
 
-    # A quarter of the time is worth four requests of sixteen.
+    # For sixteen that wait, five more must come.
     assert [waits(gained) for gained in (4, 4, 4, 5, 4, 4, 4, 4)] == [True] * 8
     assert [waits(8) for _ in range(64)] == [False] * 64
     assert waits(8)
