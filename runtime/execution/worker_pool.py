@@ -65,13 +65,15 @@ def enter_model_code() -> deque[Work] | None:
     What it returns is for `leave_model_code`, which must follow. Functions, since it is done for every execution.
     """
     collected = _thread.collected
-    _thread.collected = None
+    if collected is not None:
+        _thread.collected = None
     return collected
 
 
 def leave_model_code(collected: deque[Work] | None) -> None:
     """The model's own code has returned."""
-    _thread.collected = collected
+    if collected is not None:
+        _thread.collected = collected
 
 
 def serves_others() -> bool:

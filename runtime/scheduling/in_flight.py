@@ -10,12 +10,15 @@ STOPPED: Final = "Server is stopping, scheduler for model has stopped accepting 
 
 
 class InFlight:
-    """A count that can be closed to newcomers and waited on. Any thread may call. `_lock` guards all attributes."""
+    """A count that can be closed to newcomers and waited on. Any thread may call.
+
+    A lock guards all attributes: its own, or its owner's, who then calls `enter_held` and `leave_held` with it held.
+    """
 
     __slots__ = ("_is_stopped", "_lock", "_none_left", "count")
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, lock: threading.Lock | None = None) -> None:
+        self._lock = threading.Lock() if lock is None else lock
         self.count = 0
         self._is_stopped = False
         # Made by the first who waits, and set when the count reaches zero.
@@ -24,18 +27,26 @@ class InFlight:
     def enter(self, *, is_continuing: bool = False) -> bool:
         """Count one more, unless stopped; `is_continuing` says that it belongs to what was accepted before."""
         with self._lock:
-            if self._is_stopped and not is_continuing:
-                return False
-            self.count += 1
-            return True
+            return self.enter_held(is_continuing=is_continuing)
 
-    def leave(self, count: int = 1) -> None:
-        """Count `count` less."""
+    def enter_held(self, *, is_continuing: bool = False) -> bool:
+        """As `enter`; the caller holds the lock."""
+        if self._is_stopped and not is_continuing:
+            return False
+        self.count += 1
+        return True
+
+    def leave(self) -> None:
+        """Count one less."""
         with self._lock:
-            self.count -= count
-            if not self.count and self._none_left is not None:
-                self._none_left.set()
-                self._none_left = None
+            self.leave_held(1)
+
+    def leave_held(self, count: int) -> None:
+        """Count `count` less; the caller holds the lock."""
+        self.count -= count
+        if not self.count and self._none_left is not None:
+            self._none_left.set()
+            self._none_left = None
 
     def stop(self) -> None:
         """Let nobody in any more."""

@@ -39,8 +39,8 @@ from cantata.runtime.tensor import Tensor
 class ModelScheduler(HasInFlight):
     """Queues requests for one model version and runs its instances.
 
-    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_free_ns`, `_due`, `_wake_ns`, `unavailability` and
-    the statistics. It is never held while a model runs or a response is sent.
+    `_lock` guards the batcher, `_waits`, `_instances`, `_idle`, `_free_ns`, `_due`, `_wake_ns`, `unavailability`, the
+    statistics and the count of requests in flight. It is never held while a model runs or a response is sent.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ModelScheduler(HasInFlight):
         self._free_ns = 0
         # How many reserved instances have not taken their batch yet.
         self._due = 0
-        self._in_flight = InFlight()
+        self._in_flight = InFlight(self._lock)
         self._figures = RequestFigures(self._lock, self._statistics, self._in_flight)
         self._waits = CircularWaits(spec.model_name)
         # When the timer will next look at the queue; NEVER if it will not.
@@ -145,17 +145,17 @@ class ModelScheduler(HasInFlight):
         """Accept a validated request, on the caller's thread. Raises InferenceError when it is refused."""
         now_ns = monotonic_ns()
         request.queued_ns = now_ns
-        if not self._in_flight.enter():
-            raise unavailable(f"{request.described_id()}{STOPPED}")
-        try:
-            with self._lock:
+        with self._lock:
+            if not self._in_flight.enter_held():
+                raise unavailable(f"{request.described_id()}{STOPPED}")
+            try:
                 instance = self._admit(request, now_ns)
-                # An instance that is about to take a batch takes one request at least, and looks for itself whether it
-                # is cancelled; those that may be left over are watched.
-                may_wait = self._watches_all or len(self._batcher) > self._due
-        except InferenceError:
-            self._in_flight.leave()
-            raise
+            except InferenceError:
+                self._in_flight.leave_held(1)
+                raise
+            # An instance that is about to take a batch takes one request at least, and looks for itself whether it is
+            # cancelled; those that may be left over are watched.
+            may_wait = self._watches_all or len(self._batcher) > self._due
         if instance is not None:
             self._workers.dispatch(instance)
         if may_wait:
@@ -174,20 +174,18 @@ class ModelScheduler(HasInFlight):
         It may be answered later than this returns, as by an `async def execute`.
         """
         now_ns = monotonic_ns()
-        if is_abandoned(request, now_ns) or not self._in_flight.enter():
+        if is_abandoned(request, now_ns):
             return False
         with self._lock:
-            instance = self._idle[-1] if self._idle and not len(self._batcher) else None
-            if instance is not None and only_if_quick and not instance.is_quick:
-                instance = None
-            if instance is not None:
-                self._idle.pop()
-                # An instance that is idle waits for nobody: the request cannot wait for itself in a circle.
-                instance.is_reserved = True
-                instance.free_ns = instance.reserved_ns = now_ns
-        if instance is None:
-            self._in_flight.leave()
-            return False
+            if not self._idle or len(self._batcher):
+                return False
+            instance = self._idle[-1]
+            if (only_if_quick and not instance.is_quick) or not self._in_flight.enter_held():
+                return False
+            self._idle.pop()
+            # An instance that is idle waits for nobody: the request cannot wait for itself in a circle.
+            instance.is_reserved = True
+            instance.free_ns = instance.reserved_ns = now_ns
         request.owner = self._figures
         request.queued_ns = now_ns
         self._execute(instance, [request], request.batch_size, now_ns)

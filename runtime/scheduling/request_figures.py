@@ -22,7 +22,7 @@ from cantata.runtime.scheduling.in_flight import InFlight
 class RequestFigures:
     """The owner of requests from when they are accepted (RequestOwner).
 
-    `lock` is their scheduler's, and guards `statistics`. It is never held while a request is answered.
+    `lock` is their scheduler's, and guards `statistics` and `in_flight`. It is never held while a request is answered.
     """
 
     __slots__ = ("_in_flight", "_lock", "_statistics")
@@ -52,6 +52,7 @@ class RequestFigures:
             statistics.count_response(request, response, now_ns, final)
             if not final:
                 return
+            self._in_flight.leave_held(1)
             if error is None:
                 times = request.times = ComputeTimes(0, computed_ns, 0)
                 statistics.count_stream(request, now_ns)
@@ -59,7 +60,6 @@ class RequestFigures:
                     statistics.tell_latencies(request, request.started_ns, times, now_ns)
             else:
                 statistics.count_failure(request, error.code, REASON_BACKEND, now_ns)
-        self._in_flight.leave()
 
     def count_batch(
         self,
@@ -88,7 +88,7 @@ class RequestFigures:
                 failed += 1
                 statistics.count_failure(request, response.error.code, REASON_BACKEND, end_ns)
         statistics.count_batch(execution.batch_size, times, answered - failed, whole_ns, queue_ns, end_ns)
-        self._in_flight.leave(answered)
+        self._in_flight.leave_held(answered)
 
     def refuse(self, request: InferenceRequest, error: InferenceError, reason: str) -> None:
         """Answer a request that leaves its queue without running."""
@@ -97,5 +97,5 @@ class RequestFigures:
         request.cancellation.unwatch(request)
         with self._lock:
             self._statistics.count_failure(request, error.code, reason, monotonic_ns())
-        self._in_flight.leave()
+            self._in_flight.leave_held(1)
         request.fail(error)

@@ -73,7 +73,7 @@ class SequenceScheduler(HasInFlight):
         self._leaving: list[ScheduledInstance] = []
         self._gone: set[ScheduledInstance] = set()
         self._lanes: dict[ScheduledInstance, int] = {}
-        self._in_flight = InFlight()
+        self._in_flight = InFlight(self._lock)
         self._figures = RequestFigures(self._lock, self._statistics, self._in_flight)
         # When the timer will next look at the lanes, and at what may expire; NEVER if it will not.
         self._batch_wake_ns = NEVER
