@@ -21,6 +21,7 @@ from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
 from cantata.runtime.execution.calls import WaitingSender, submit_and_wait
+from cantata.runtime.execution.worker_pool import about_to_wait
 from cantata.runtime.request import Cancellation, LinkedCancellation, ResponseSender
 from cantata.runtime.request import InferenceRequest as RuntimeRequest
 from cantata.runtime.response import InferenceResponse as RuntimeResponse
@@ -99,6 +100,8 @@ def call_async(
         return future
     if not future.done():
         future.add_done_callback(sender.cancel_if_cancelled)
+        # The loop may be one that a plain `execute` runs and waits for.
+        about_to_wait()
     return future
 
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from cantata.bls.abandoned import Reaper
 from cantata.bls.responses import InferenceResponse, received_response
+from cantata.runtime.execution.worker_pool import about_to_wait
 from cantata.runtime.request import Cancellation
 from cantata.runtime.response import InferenceResponse as RuntimeResponse
 
@@ -66,6 +67,8 @@ class ResponseFeed:
 
     def wait_for(self, index: int) -> RuntimeResponse | None:
         """The response at `index`; None when there are only so many."""
+        if self._count() <= index and not self._is_finished:
+            about_to_wait()
         with self._changed:
             self._changed.wait_for(lambda: self._count() > index or self._is_finished)
             return self._read(index)
@@ -79,6 +82,7 @@ class ResponseFeed:
                     return self._read(index)
                 arrived = asyncio.Event()
                 self._async_reader = lambda: _set_from_any_thread(loop, arrived)  # noqa: B023 - called before the next round
+            about_to_wait()
             await arrived.wait()
 
     @property

@@ -90,7 +90,7 @@ class Channel:
                 os.sched_yield()
         return bool(look(milliseconds))
 
-    def is_watched_by(self, watch: FileWatch | None) -> None:
+    def tell(self, watch: FileWatch | None) -> None:
         """Have `watch` hear of messages from now on; None before somebody waits for them by himself."""
         before = self._watch
         if before is watch:
@@ -131,6 +131,7 @@ class Channel:
 
     def close(self) -> None:
         """Release the socket; nobody may be receiving any more."""
+        self.tell(None)
         self._socket.close()
 
     def _encoded(self, message: Message) -> bytes:

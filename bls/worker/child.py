@@ -219,7 +219,7 @@ class _Answering:
 
     is_quick = False
     is_quick_alone = False
-    leaves_slow_batches = False
+    may_wait = False
 
     def __init__(self, exchange: Exchange, number: int, produce: Any) -> None:
         self._exchange = exchange

@@ -165,7 +165,7 @@ class _CreditWork:
 
     is_quick = False
     is_quick_alone = False
-    leaves_slow_batches = False
+    may_wait = False
 
     def __init__(self, exchange: Exchange, key: int, request: InferenceRequest) -> None:
         self._exchange = exchange

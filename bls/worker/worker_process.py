@@ -25,6 +25,7 @@ from cantata.bls.worker.process_watch import ProcessWatch, WatchedProcess
 from cantata.bls.worker.time_limit import TimeLimit
 from cantata.bls.worker.wire import decode_error
 from cantata.runtime.backends.backend import ServerServices
+from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, internal_error, unavailable
 from cantata.runtime.execution.containment import run_contained
 from cantata.runtime.execution.execution import Execution
@@ -138,8 +139,9 @@ class WorkerProcess:
         keys: list[int] = []
         try:
             keys = self._begin(execution)
-            self._direct.is_watched_by(execution.watch)
+            self._direct.tell(execution.watch)
             message = self._sent(self._batches.message(keys, execution))
+            sent_ns = monotonic_ns()
             if execution.may_be_left:
                 if message is None:
                     message = self._said_at_once(execution)
@@ -153,7 +155,10 @@ class WorkerProcess:
                 self._end(keys)
             self._direct_lock.release()
             raise
-        self.wait_for_end(execution, keys, message)
+        try:
+            self.wait_for_end(execution, keys, message)
+        finally:
+            execution.waited_ns = (execution.resumed_ns or monotonic_ns()) - sent_ns
         return True
 
     def wait_for_end(self, execution: Execution, keys: list[int], message: Message | None) -> None:
@@ -168,6 +173,7 @@ class WorkerProcess:
                     if message is not None:
                         self._answer_directly(message)
                     message = self._direct.receive()
+                execution.resumed_ns = monotonic_ns()
                 self._settle(execution, keys, message)
                 self.has_run = True
             except ChannelClosedError:
@@ -230,12 +236,12 @@ class WorkerProcess:
         if message is None and execution.watch is not None:
             self._direct.leave(rest)
         else:
-            execution.keeps_instance = self.is_handed_over(rest, message)
+            execution.keeps_instance = self.hand_over_rest(rest, message)
         return execution.keeps_instance
 
-    def is_handed_over(self, rest: RestOfBatch, message: Message | None) -> bool:
+    def hand_over_rest(self, rest: RestOfBatch, message: Message | None) -> bool:
         """Have a worker go on with a batch; False where there is none, and no thread for one can be started."""
-        self._direct.is_watched_by(None)
+        self._direct.tell(None)
         rest.message, rest.is_quick = message, False
         try:
             self._workers.hand_over(rest)
@@ -439,7 +445,7 @@ class RestOfBatch:
     __slots__ = ("_execution", "_keys", "_process", "is_quick", "message")
 
     is_quick_alone = False
-    leaves_slow_batches = False
+    may_wait = False
 
     def __init__(self, process: WorkerProcess, execution: Execution, keys: list[int]) -> None:
         self._process = process
@@ -453,7 +459,7 @@ class RestOfBatch:
         process = self._process
         if self.is_quick:
             message = self.message = process.next_message()
-            if message[0] != messages.DONE and process.is_handed_over(self, message):
+            if message[0] != messages.DONE and process.hand_over_rest(self, message):
                 return
         run_contained(self._go_on, self._execution)
         self._execution.finish()

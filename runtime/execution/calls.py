@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
-from cantata.runtime.execution.worker_pool import WorkerPool
+from cantata.runtime.execution.worker_pool import WorkerPool, about_to_wait
 from cantata.runtime.request import InferenceRequest
 from cantata.runtime.response import InferenceResponse
 
@@ -44,6 +44,7 @@ class WaitingSender:
             done = threading.Lock()
             done.acquire()
             self._done = done
+            about_to_wait()
             if not self.is_done:
                 done.acquire()
         return self.responses

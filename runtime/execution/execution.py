@@ -40,8 +40,10 @@ class Execution:
         "output_start_ns",
         "requests",
         "responses",
+        "resumed_ns",
         "spec",
         "start_ns",
+        "waited_ns",
         "watch",
     )
 
@@ -70,6 +72,9 @@ class Execution:
         self.watch: FileWatch | None = None
         # Set by the backend where it has left the batch so: the instance is busy with it until `finish`.
         self.keeps_instance = False
+        # How much of `execute` was spent waiting for another process; and when that had answered, 0 where it has not.
+        self.waited_ns = 0
+        self.resumed_ns = 0
         self._on_finish = on_finish
         self._rescheduled: set[InferenceRequest] | None = None
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class FileWatch:
-    """One event loop's. `fileno` is readable when some work can go on; `take_ready` and `wait_for` are the loop's own.
+    """One event loop's. `fileno` is readable when some work can go on; all else but `remove` is the loop's own.
 
     `_lock` guards `_is_closed`, since files are removed by whoever reads them next.
     """
@@ -48,10 +48,19 @@ class FileWatch:
         # What nobody waits for here was read by others.
         return [self._waiting.pop(file) for file, _ in self._epoll.poll(0) if file in self._waiting]
 
+    @property
+    def has_work(self) -> bool:
+        """Whether some work waits."""
+        return bool(self._waiting)
+
+    def take_all(self) -> list[Work]:
+        """All that waits: from now on it is the caller's to wait for."""
+        waiting, self._waiting = self._waiting, {}
+        return list(waiting.values())
+
     def close(self) -> list[Work]:
         """Hear of nothing any more; what still waits is the caller's."""
         with self._lock:
             self._is_closed = True
             self._epoll.close()
-        waiting, self._waiting = self._waiting, {}
-        return list(waiting.values())
+        return self.take_all()

@@ -45,7 +45,9 @@ class LimitedWork:
         # Its resources are taken until the instance is free: by a worker, which waits for that.
         return self._work.is_quick_alone and not self._work.leaves_slow_batches
 
-    leaves_slow_batches = False
+    @property
+    def may_wait(self) -> bool:
+        return self._work.may_wait
 
     def run(self) -> None:
         try:

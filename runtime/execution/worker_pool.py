@@ -33,8 +33,11 @@ class Work(Protocol):
         """Whether it is as quick, but waits for other work: its thread must hold none back while it runs."""
 
     @property
-    def leaves_slow_batches(self) -> bool:
-        """Whether it waits for nothing where its thread has a FileWatch that it can leave the rest to."""
+    def may_wait(self) -> bool:
+        """Whether it runs code that may wait for other work, known to or not.
+
+        What is quick alone and never does so waits for nothing where its thread has a FileWatch to leave the rest to.
+        """
 
     def run(self) -> None:
         """Run it; never raises."""
@@ -54,6 +57,8 @@ class _ThreadState(threading.local):
     # Whether it runs work between what it does for others, and what it hears of files by meanwhile.
     serves_others = False
     watch: FileWatch | None = None
+    # What holds work back on this thread while other work runs: the innermost of those that do.
+    holder: Collector | None = None
 
 
 _thread = _ThreadState()
@@ -89,6 +94,14 @@ def watch_here() -> FileWatch | None:
     return _thread.watch if _thread.collected is not None else None
 
 
+def about_to_wait() -> None:
+    """To be called before the current thread waits for other work: what it holds back could be just that."""
+    holder = _thread.holder
+    while holder is not None:
+        holder.let_go()
+        holder = holder.outer_holder
+
+
 def _nothing() -> None:
     """What is done after each piece of work, mostly."""
 
@@ -99,12 +112,16 @@ class Collector:
     Whatever is left when the block ends is handed to workers. Not for use from any other thread.
     """
 
-    __slots__ = ("_collected", "_outer", "_pool", "_watch")
+    __slots__ = ("_alone", "_before_wait", "_collected", "_outer", "_pool", "_watch", "outer_holder")
 
     def __init__(self, pool: WorkerPool, watch: FileWatch | None) -> None:
         self._pool = pool
         self._watch = watch
         self._collected: deque[Work] = deque()
+        # What is to run when nothing else is held back, and what is to be done before the thread waits.
+        self._alone: Work | None = None
+        self._before_wait = _nothing
+        self.outer_holder: Collector | None = None
 
     def __enter__(self) -> Collector:
         self._outer = _thread.collected
@@ -118,39 +135,28 @@ class Collector:
         while self._collected:
             self._pool.hand_over(self._collected.popleft())
 
-    def run(self, after_each: Callable[[], None] = _nothing) -> None:
+    def run(
+        self, after_each: Callable[[], None] = _nothing, before_wait: Callable[[], None] = _nothing
+    ) -> None:
         """Run what is quick here, and what that leads to; hand the rest to workers.
 
         For threads that serve others (front-ends): a model that is not known to be quick never holds them up.
-        `after_each` is called after each piece that was run here.
+        `after_each` is called after each piece that was run here, `before_wait` before one that waits all the same.
         """
         served_others, _thread.serves_others = _thread.serves_others, True
         watch, _thread.watch = _thread.watch, self._watch
+        self._hold(before_wait)
         try:
             while self._collected:
-                alone = self._run_quick(after_each)
+                self._run_quick(after_each)
+                alone, self._alone = self._alone, None
                 if alone is not None:
-                    alone.run()
+                    self._run_here(alone)
                     after_each()
         finally:
+            self._release()
             _thread.serves_others = served_others
             _thread.watch = watch
-
-    def _run_quick(self, after_each: Callable[[], None]) -> Work | None:
-        """Run what is quick; returns one piece that is quick alone, when nothing else is held back any more."""
-        alone: Work | None = None
-        collected = self._collected
-        has_watch = self._watch is not None
-        while collected:
-            work = collected.popleft()
-            if work.is_quick or (has_watch and work.is_quick_alone and work.leaves_slow_batches):
-                work.run()
-                after_each()
-            elif work.is_quick_alone and alone is None:
-                alone = work
-            else:
-                self._pool.hand_over(work)
-        return alone
 
     def run_until(self, is_done: Callable[[], bool]) -> None:
         """Run what was collected on this thread, which has nothing better to do, until `is_done()`.
@@ -160,6 +166,7 @@ class Collector:
         collected = self._collected
         served_others, _thread.serves_others = _thread.serves_others, False
         watch, _thread.watch = _thread.watch, None
+        self._hold(_nothing)
         try:
             while collected and not is_done():
                 work = collected.popleft()
@@ -168,8 +175,69 @@ class Collector:
                 else:
                     self._pool.hand_over(work)
         finally:
+            self._release()
             _thread.serves_others = served_others
             _thread.watch = watch
+
+    def run_all(self, first: Work) -> None:
+        """Run `first`, and what that leads to; slow work that other work waits behind is another worker's."""
+        collected = self._collected
+        collected.append(first)
+        self._hold(_nothing)
+        try:
+            while collected:
+                work = collected.popleft()
+                # The last piece is run here even if it is slow: this thread would only go idle.
+                if work.is_quick or not collected:
+                    work.run()
+                else:
+                    self._pool.hand_over(work)
+        finally:
+            self._release()
+
+    def let_go(self) -> None:
+        """Hold nothing back: the thread is about to wait."""
+        alone, self._alone = self._alone, None
+        if alone is not None:
+            self._collected.append(alone)
+        while self._collected:
+            self._pool.hand_over(self._collected.popleft())
+        self._leave_to_workers()
+        self._before_wait()
+
+    def _run_quick(self, after_each: Callable[[], None]) -> None:
+        """Run what is quick; keeps one piece that is quick alone, for when nothing else is held back any more."""
+        collected = self._collected
+        has_watch = self._watch is not None
+        while collected:
+            work = collected.popleft()
+            if work.is_quick or (has_watch and work.is_quick_alone and not work.may_wait):
+                self._run_here(work)
+                after_each()
+            elif work.is_quick_alone and self._alone is None:
+                self._alone = work
+            else:
+                self._pool.hand_over(work)
+
+    def _run_here(self, work: Work) -> None:
+        # Code that may wait may do so in ways that nobody is told of: nothing is left to this thread meanwhile.
+        if work.may_wait:
+            self._leave_to_workers()
+        work.run()
+
+    def _leave_to_workers(self) -> None:
+        watch = self._watch
+        if watch is not None and watch.has_work:
+            for work in watch.take_all():
+                self._pool.hand_over(work)
+
+    def _hold(self, before_wait: Callable[[], None]) -> None:
+        self._before_wait = before_wait
+        self.outer_holder, _thread.holder = _thread.holder, self
+
+    def _release(self) -> None:
+        _thread.holder, self.outer_holder = self.outer_holder, None
+        self._before_wait = _nothing
 
 
 class WorkerPool:
@@ -238,18 +306,10 @@ class WorkerPool:
         return inbox
 
     def _serve(self, inbox: SimpleQueue[Work | None]) -> None:
-        collected: deque[Work] = deque()
-        _thread.collected = collected
-        while (first := inbox.get()) is not None:
-            collected.append(first)
-            while collected:
-                work = collected.popleft()
-                # The last piece is run here even if it is slow: this thread would only go idle.
-                if work.is_quick or not collected:
-                    work.run()
-                else:
-                    self.hand_over(work)
-            with self._lock:
-                if self._is_closed:
-                    return
-                self._idle.append(inbox)
+        with self.collecting() as collected:
+            while (first := inbox.get()) is not None:
+                collected.run_all(first)
+                with self._lock:
+                    if self._is_closed:
+                        return
+                    self._idle.append(inbox)

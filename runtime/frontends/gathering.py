@@ -1,7 +1,7 @@
 """When a front-end writes the answers of models that run one after the other on its thread: a few at a time.
 
 A write costs as much as a small model, and wakes a client, which takes from the models that run next. Decides the
-moment only; whoever runs the models writes what is left at their end.
+moment only; whoever runs the models writes what is left at their end, and before it waits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final
 
 from cantata.runtime.clock import monotonic_ns
 
-# How long an answer waits at most for those behind it: about as long as one quick model may run.
+# Answers gather for so long; the last of them then waits for the model that runs, too, which is a quick one.
 _GATHERED_NS: Final = 500_000
 
 

@@ -28,7 +28,7 @@ class _Delivery:
 
     is_quick = True
     is_quick_alone = False
-    leaves_slow_batches = False
+    may_wait = False
 
     def __init__(self, request: InferenceRequest, response: InferenceResponse) -> None:
         self._request = request

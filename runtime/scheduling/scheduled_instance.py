@@ -56,6 +56,7 @@ class ScheduledInstance:
         "is_reserved",
         "leaves_slow_batches",
         "left",
+        "may_wait",
         "reserved_ns",
     )
 
@@ -80,6 +81,7 @@ class ScheduledInstance:
         self._may_block = hasattr(backend_instance, "makes_blocking_calls")
         # Those that leave a batch to another thread, where it is not over in an instant, hold up nobody either.
         self.leaves_slow_batches = getattr(backend_instance, "leaves_slow_batches", False)
+        self.may_wait = self._may_block and not self.leaves_slow_batches
         self._blocks_for_calls_only = self.leaves_slow_batches or getattr(
             backend_instance, "blocks_for_calls_only", False
         )
@@ -94,8 +96,9 @@ class ScheduledInstance:
             execution.may_be_left = serves_others()
             execution.watch = watch_here()
         is_over = run_contained(self.backend_instance.execute, execution)
-        # Of a batch that was left, this is how long it kept the thread.
-        self._ran_for(monotonic_ns() - execution.start_ns)
+        # Waiting for a process is nothing that keeps a front-end from beginning the next batch: it would not wait.
+        waited_ns = 0 if execution.keeps_instance else execution.waited_ns
+        self.kept_thread_for(monotonic_ns() - execution.start_ns - waited_ns)
         if not is_over and not execution.keeps_instance:
             self.goes_on = True
         return is_over
@@ -107,8 +110,8 @@ class ScheduledInstance:
         except Exception:
             _log.exception("an instance of model '%s' could not be closed", model_name)
 
-    def _ran_for(self, duration_ns: int) -> None:
-        """Learn from one execution whether the instance is quick."""
+    def kept_thread_for(self, duration_ns: int) -> None:
+        """Learn from one execution, or from the end of one that was left, whether the instance is quick."""
         blocks = self._may_block and self.backend_instance.makes_blocking_calls  # type: ignore[attr-defined]
         trust = self._trust
         if blocks and not self._blocks_for_calls_only:

@@ -95,7 +95,7 @@ class _FakeWork:
         return False
 
     @property
-    def leaves_slow_batches(self) -> bool:
+    def may_wait(self) -> bool:
         return False
 
     def run(self) -> None:

@@ -242,7 +242,7 @@ class CallLoop:
 
     def _run_round(self) -> None:
         try:
-            self._work.run(self._flush_now_and_then)
+            self._work.run(self._flush_now_and_then, self._flush)
         except Exception:
             # A bug in one call must not end the service of all others.
             _log.exception("gRPC: a round of calls failed")

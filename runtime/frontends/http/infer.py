@@ -123,7 +123,7 @@ class InferRoute:
     def _run(self, work: Collector) -> None:
         self._runs_models = True
         try:
-            work.run(self._send_now_and_then)
+            work.run(self._send_now_and_then, self._send_delivered)
         finally:
             self._runs_models = False
             self._send_delivered()

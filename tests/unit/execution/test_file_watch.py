@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from cantata.runtime.execution.file_watch import FileWatch
-from cantata.runtime.execution.worker_pool import WorkerPool, watch_here
+from cantata.runtime.execution.worker_pool import (
+    WorkerPool,
+    about_to_wait,
+    enter_model_code,
+    leave_model_code,
+    watch_here,
+)
 
 
 class Task:
     is_quick = True
     is_quick_alone = False
-    leaves_slow_batches = False
+    may_wait = False
 
     def run(self) -> None:
         raise AssertionError("whoever takes it runs it")
@@ -122,54 +129,80 @@ def test_what_still_waits_at_the_end_is_given_back(pipe: Pipe) -> None:
 
 
 class Noting:
-    """Work that notes where it runs."""
+    """Work that is quick alone, and notes where it runs, and in which thread."""
 
     is_quick = False
     is_quick_alone = True
 
-    def __init__(self, *, leaves_slow_batches: bool) -> None:
-        self.leaves_slow_batches = leaves_slow_batches
+    def __init__(self, *, may_wait: bool) -> None:
+        self.may_wait = may_wait
         self.watches: list[FileWatch | None] = []
+        self.threads: list[int] = []
+        self.has_run = threading.Event()
 
     def run(self) -> None:
         self.watches.append(watch_here())
+        self.threads.append(threading.get_ident())
+        self.has_run.set()
+
+    @property
+    def ran_here(self) -> bool:
+        return self.threads == [threading.get_ident()]
 
 
-def test_all_that_can_be_left_to_the_watch_runs_on_its_thread(watch: FileWatch) -> None:
+class Waiting:
+    """Quick work that waits for other work, though nobody knew."""
+
+    is_quick = True
+    is_quick_alone = False
+    may_wait = False
+
+    def __init__(self, *others: Noting) -> None:
+        self._others = others
+        self.has_seen = False
+
+    def run(self) -> None:
+        collected = enter_model_code()
+        about_to_wait()
+        self.has_seen = all(other.has_run.wait(10) for other in self._others)
+        leave_model_code(collected)
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool]:
     pool = WorkerPool()
-    here = [Noting(leaves_slow_batches=True) for _ in range(3)]
+    yield pool
+    pool.close()
+
+
+def test_all_that_can_be_left_to_the_watch_runs_on_its_thread(watch: FileWatch, pool: WorkerPool) -> None:
+    here = [Noting(may_wait=False) for _ in range(3)]
     with pool.collecting(watch) as collected:
         for work in here:
             pool.dispatch(work)
         assert watch_here() is None
         collected.run()
         assert watch_here() is None
-    pool.close()
+    assert all(work.ran_here for work in here)
     assert [work.watches for work in here] == [[watch]] * 3
 
 
-def test_of_what_waits_for_others_one_piece_runs_on_its_thread(watch: FileWatch) -> None:
-    pool = WorkerPool()
-    elsewhere, here = (Noting(leaves_slow_batches=False) for _ in range(2))
+def test_of_what_waits_for_others_one_piece_runs_on_its_thread(watch: FileWatch, pool: WorkerPool) -> None:
+    here, elsewhere = (Noting(may_wait=True) for _ in range(2))
     with pool.collecting(watch) as collected:
         pool.dispatch(here)
         pool.dispatch(elsewhere)
         collected.run()
-    pool.close()
-    assert here.watches == [watch]
-    assert elsewhere.watches == [None]
+    assert elsewhere.has_run.wait(10)
+    assert here.ran_here
+    assert not elsewhere.ran_here
 
 
-def test_a_thread_that_waits_itself_leaves_nothing_to_the_watch(watch: FileWatch) -> None:
+def test_a_thread_that_waits_itself_leaves_nothing_to_the_watch(watch: FileWatch, pool: WorkerPool) -> None:
     """Its event loop does not turn meanwhile."""
-    pool = WorkerPool()
-    inner = Noting(leaves_slow_batches=True)
+    inner = Noting(may_wait=False)
 
-    class Outer:
-        is_quick = True
-        is_quick_alone = False
-        leaves_slow_batches = False
-
+    class Outer(Task):
         def run(self) -> None:
             with pool.collecting() as collected:
                 pool.dispatch(inner)
@@ -180,15 +213,67 @@ def test_a_thread_that_waits_itself_leaves_nothing_to_the_watch(watch: FileWatch
     with pool.collecting(watch) as collected:
         pool.dispatch(Outer())
         collected.run()
-    pool.close()
     assert inner.watches == [None, None]
 
 
-def test_workers_take_over_what_an_ended_loop_was_to_hear_of(pipe: Pipe) -> None:
-    watch, pool = FileWatch(), WorkerPool()
-    task = Noting(leaves_slow_batches=False)
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_before_code_that_may_wait_runs_workers_wait_for_the_watch(
+    watch: FileWatch, pool: WorkerPool, pipe: Pipe, is_quick: bool
+) -> None:
+    left = Noting(may_wait=False)
+    watch.add(pipe.end)
+    watch.wait_for(pipe.end, left)
+
+    class MayWait(Task):
+        may_wait = True
+        has_seen = False
+
+        def run(self) -> None:
+            self.has_seen = left.has_run.wait(10)
+
+    work = MayWait()
+    work.is_quick, work.is_quick_alone = is_quick, not is_quick
+    with pool.collecting(watch) as collected:
+        pool.dispatch(work)
+        collected.run()
+    assert work.has_seen
+    assert not left.ran_here
+
+
+def test_who_waits_unexpectedly_holds_nothing_back(watch: FileWatch, pool: WorkerPool, pipe: Pipe) -> None:
+    left, alone, behind = (Noting(may_wait=True) for _ in range(3))
+    watch.add(pipe.end)
+    watch.wait_for(pipe.end, left)
+    work = Waiting(left, alone, behind)
+    said: list[str] = []
+    with pool.collecting(watch) as collected:
+        for each in (alone, work, behind):
+            pool.dispatch(each)
+        collected.run(lambda: said.append("after"), lambda: said.append("before"))
+    assert work.has_seen
+    assert said == ["before", "after"]
+
+
+def test_nor_does_a_worker(pool: WorkerPool) -> None:
+    behind = Noting(may_wait=True)
+    work = Waiting(behind)
+
+    class First(Task):
+        def run(self) -> None:
+            pool.dispatch(work)
+            pool.dispatch(behind)
+
+    pool.hand_over(First())
+    assert behind.has_run.wait(10)
+    pool.close()
+    assert work.has_seen
+
+
+def test_workers_take_over_what_an_ended_loop_was_to_hear_of(pool: WorkerPool, pipe: Pipe) -> None:
+    watch = FileWatch()
+    task = Noting(may_wait=False)
     watch.add(pipe.end)
     watch.wait_for(pipe.end, task)
     pool.take_over(watch)
-    pool.close()
-    assert task.watches == [None]
+    assert task.has_run.wait(10)
+    assert not task.ran_here
