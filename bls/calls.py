@@ -36,6 +36,8 @@ def call(
     """Call the model and wait for its response, or have an iterator over its responses."""
     if activity.notes is not None:
         activity.notes.makes_blocking_calls = True
+    else:
+        activity.model.calls_from_threads = True
     if decoupled:
         return _open_iterator(request, activity)
     services = activity.model.services
@@ -74,7 +76,9 @@ def call_async(
     Cancelling the future cancels the call.
     """
     notes = activity.notes
-    if notes is not None and not notes.is_async:
+    if notes is None:
+        activity.model.calls_from_threads = True
+    elif not notes.is_async:
         # The loop is one that a plain `execute` runs and waits for.
         notes.makes_blocking_calls = True
     future: asyncio.Future[InferenceResponse | ResponseIterator] = loop.create_future()

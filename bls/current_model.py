@@ -24,6 +24,7 @@ class HostedModel:
     """A loaded model version, as far as its own code may know it. `package` is the name its modules are under."""
 
     __slots__ = (
+        "calls_from_threads",
         "is_completing",
         "leaves_refusals",
         "metric_numbers",
@@ -57,6 +58,8 @@ class HostedModel:
         self.leaves_refusals = leaves_refusals
         # How many instances are past `initialize` and before `finalize`: only then may the model call others.
         self.serving_instances = 0
+        # Whether threads that it has started by itself call other models: `execute` may wait for those threads.
+        self.calls_from_threads = False
         # Whether it was imported for its `auto_complete_config` alone.
         self.is_completing = False
         # Of the metrics that it holds.

@@ -75,7 +75,7 @@ class PythonInstance:
 
     @property
     def makes_blocking_calls(self) -> bool:
-        return self._notes.makes_blocking_calls
+        return self._notes.makes_blocking_calls or (self._model.calls_from_threads and self._loop is None)
 
     @property
     def blocks_for_calls_only(self) -> bool:

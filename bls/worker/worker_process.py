@@ -29,6 +29,7 @@ from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, internal_error, unavailable
 from cantata.runtime.execution.containment import run_contained
 from cantata.runtime.execution.execution import Execution
+from cantata.runtime.execution.worker_pool import about_to_wait
 from cantata.runtime.scheduling.timer import Timer
 
 _log = logging.getLogger("cantata.python")
@@ -37,9 +38,10 @@ _log = logging.getLogger("cantata.python")
 _MOST_STDERR_CHARACTERS: Final = 2000
 # A process whose sockets are closed has this long to be seen to end by itself.
 _ENDING_S: Final = 1.0
-# How long a thread that serves others, and has no FileWatch, waits for the end of a batch, in milliseconds: as long as
-# quick models take.
+# How long a thread that serves others, and has no FileWatch, waits for the end of a batch, in milliseconds.
 _PATIENCE_MS: Final = 1
+# Where the last batch took longer, it does not wait at all.
+_INSTANT_NS: Final = 1_000_000
 # Stands for one that could not be read.
 _NO_MESSAGE: Final[Message] = (-1,)
 # A little more than a model's `is_ready` has there.
@@ -90,8 +92,9 @@ class WorkerProcess:
         self.is_async = False
         self.has_readiness_hook = False
         self.has_timed_out = False
-        # Whether it has come to the end of a batch.
+        # Whether it has come to the end of a batch, and whether the last one was over in an instant.
         self.has_run = False
+        self._is_quick = False
 
     @property
     def pid(self) -> int:
@@ -155,6 +158,8 @@ class WorkerProcess:
                 self._end(keys)
             self._direct_lock.release()
             raise
+        if message is None or message[0] != messages.DONE:
+            about_to_wait()
         try:
             self.wait_for_end(execution, keys, message)
         finally:
@@ -173,7 +178,8 @@ class WorkerProcess:
                     if message is not None:
                         self._answer_directly(message)
                     message = self._direct.receive()
-                execution.resumed_ns = monotonic_ns()
+                execution.resumed_ns = now_ns = monotonic_ns()
+                self._is_quick = now_ns - execution.start_ns < _INSTANT_NS
                 self._settle(execution, keys, message)
                 self.has_run = True
             except ChannelClosedError:
@@ -269,6 +275,8 @@ class WorkerProcess:
 
     def _said_at_once(self, execution: Execution) -> Message | None:
         """What the process says on the direct channel in an instant; None where it says nothing yet."""
+        if not self._is_quick:
+            return None
         # Where other processes have batches, or other requests wait, the processors have better things to do.
         stays_awake = len(self._busy) == 1 and len(execution.requests) == 1
         milliseconds = _PATIENCE_MS if execution.watch is None else 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import select
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,14 +54,20 @@ class FileWatch:
         """Whether some work waits."""
         return bool(self._waiting)
 
-    def take_all(self) -> list[Work]:
-        """All that waits: from now on it is the caller's to wait for."""
-        waiting, self._waiting = self._waiting, {}
-        return list(waiting.values())
+    def give_away(self, take: Callable[[Work], None]) -> None:
+        """Have `take` take all that waits. What it raises is raised, and what it has not taken waits on."""
+        while self._waiting:
+            file, work = self._waiting.popitem()
+            try:
+                take(work)
+            except BaseException:
+                self._waiting[file] = work
+                raise
 
     def close(self) -> list[Work]:
         """Hear of nothing any more; what still waits is the caller's."""
         with self._lock:
             self._is_closed = True
             self._epoll.close()
-        return self.take_all()
+        waiting, self._waiting = self._waiting, {}
+        return list(waiting.values())

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Protocol
@@ -200,8 +201,15 @@ class Collector:
         alone, self._alone = self._alone, None
         if alone is not None:
             self._collected.append(alone)
-        while self._collected:
-            self._pool.hand_over(self._collected.popleft())
+        collected = self._collected
+        while collected:
+            work = collected.popleft()
+            try:
+                self._pool.hand_over(work)
+            except RuntimeError:
+                # No thread can be started.
+                collected.appendleft(work)
+                break
         self._leave_to_workers()
         self._before_wait()
 
@@ -228,8 +236,9 @@ class Collector:
     def _leave_to_workers(self) -> None:
         watch = self._watch
         if watch is not None and watch.has_work:
-            for work in watch.take_all():
-                self._pool.hand_over(work)
+            # RuntimeError: no thread can be started.
+            with suppress(RuntimeError):
+                watch.give_away(self._pool.hand_over)
 
     def _hold(self, before_wait: Callable[[], None]) -> None:
         self._before_wait = before_wait

@@ -652,6 +652,7 @@ def become_quick(server: Server, model: str = "obedient") -> None:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """An instant is long, however busy the machine is."""
     monkeypatch.setattr(worker_process, "_PATIENCE_MS", 20_000)
+    monkeypatch.setattr(worker_process, "_INSTANT_NS", 10**12)
 
 
 def is_begun_by_front_ends(server: Server, model: str = "obedient") -> bool:
@@ -854,7 +855,7 @@ def test_a_process_that_is_gone_holds_up_no_loop(server: Server, loop: Loop) -> 
         become_quick(server)
 
 
-CALLS = """
+CALLS_OBEDIENT = """
 def execute(self, requests):
     for request in requests:
         if request.inputs()[0].as_numpy()[0] >= self.first_call:
@@ -880,7 +881,7 @@ def test_a_loop_may_run_a_model_that_calls_what_it_has_left(
     monkeypatch.setattr(scheduled_instance, "_QUICK_NS", 10**12)
     quiet = OBEDIENT.replace("time.sleep(60)", "time.sleep(0.1)")
     write_model(tmp_path / "models", "obedient", python_config([IN], [OUT], extra=IN_PROCESS), quiet)
-    calls = CALLS.replace("self.first_call", str(first_call))
+    calls = CALLS_OBEDIENT.replace("self.first_call", str(first_call))
     write_model(tmp_path / "models", "caller", python_config([IN], [OUT]), calls)
     with Server(tmp_path / "models") as server:
         become_quick(server)
@@ -895,16 +896,86 @@ def test_a_loop_may_run_a_model_that_calls_what_it_has_left(
         server.core.workers.take_over(loop.watch)
 
 
-def test_a_loop_learns_what_the_ends_of_batches_cost_it(server: Server, loop: Loop) -> None:
-    sender = loop.begin(ANSWER)
-    scheduled_instance._QUICK_NS = 0
-    while not sender.is_done:
-        loop.turn()
-    assert pid_in(sender)
+WAITS_FOR_A_THREAD = """
+def initialize(self, args):
+    from concurrent.futures import ThreadPoolExecutor
+    self.threads = ThreadPoolExecutor(1)
+
+def execute(self, requests):
+    return [self.threads.submit(self._answer, request).result() for request in requests]
+
+def _answer(self, request):
+    call = pb_utils.InferenceRequest(
+        model_name="callee", inputs=request.inputs(), requested_output_names=["OUTPUT"]
+    )
+    return pb_utils.InferenceResponse(call.exec().output_tensors())
+"""
+CALLS_NOW_AND_THEN = """
+def execute(self, requests):
+    tensor = pb_utils.Tensor("OUTPUT", np.array([0], np.float32))
+    if requests[0].inputs()[0].as_numpy()[0] == 4:
+        call = pb_utils.InferenceRequest(
+            model_name="process", inputs=requests[0].inputs(), requested_output_names=["OUTPUT"]
+        )
+        (tensor,) = call.exec().output_tensors()
+    return [pb_utils.InferenceResponse([tensor])]
+"""
+
+
+def begin_both(server: Server, first: str, second: str) -> list[WaitingSender]:
+    """Submit for two models in one round of a thread that serves others."""
+    senders = [WaitingSender(), WaitingSender()]
+    with server.core.workers.collecting() as work:
+        for model, sender in zip((first, second), senders, strict=True):
+            inputs = {"INPUT": tensor_of_array(np.array([4], np.float32))}
+            server.core.submit(InferenceRequest(model, inputs, sender, monotonic_ns()))
+        work.run()
+    return senders
+
+
+@pytest.mark.usefixtures("trusting", "patient")
+def test_a_model_may_wait_for_a_process_that_calls_what_waits_behind_it(tmp_path: Path) -> None:
+    """The first call that a trusted model makes, while its thread holds back the work of its callee's callee."""
+    repository = tmp_path / "models"
+    write_identity(repository, "callee")
+    write_model(repository, "process", python_config([IN], [OUT], extra=IN_PROCESS), WAITS_FOR_A_THREAD)
+    write_model(repository, "caller", python_config([IN], [OUT]), CALLS_NOW_AND_THEN)
+    with Server(repository) as server:
+        become_quick(server, "caller")
+        become_quick(server, "callee")
+        for sender in begin_both(server, "caller", "callee"):
+            (response,) = sender.wait()
+            assert response.error is None
+            assert float(response.outputs["OUTPUT"].array[0]) == 4
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_model_may_wait_for_threads_that_call_what_waits_behind_it(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    write_identity(repository, "callee")
+    write_model(repository, "caller", python_config([IN], [OUT]), WAITS_FOR_A_THREAD)
+    with Server(repository) as server:
+        become_quick(server, "caller")
+        become_quick(server, "callee")
+        for sender in begin_both(server, "caller", "callee"):
+            (response,) = sender.wait()
+            assert response.error is None
+            assert float(response.outputs["OUTPUT"].array[0]) == 4
+
+
+def test_a_loop_learns_what_the_ends_of_batches_cost_it(
+    server: Server, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scheduler = server.core.model("obedient").scheduler
     assert isinstance(scheduler, ModelScheduler)
     (instance,) = scheduler._instances
-    assert instance._trust < 32
+    sender = loop.begin(ANSWER)
+    before = instance._trust
+    monkeypatch.setattr(scheduled_instance, "_QUICK_NS", 0)
+    while not sender.is_done:
+        loop.turn()
+    assert pid_in(sender)
+    assert instance._trust < before
 
 
 def test_waiting_for_a_process_costs_no_trust(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

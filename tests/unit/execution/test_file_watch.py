@@ -120,6 +120,28 @@ def test_a_number_that_comes_again_is_another_file(watch: FileWatch) -> None:
     assert len(numbers) == 1
 
 
+def test_what_is_not_taken_waits_on(watch: FileWatch) -> None:
+    pipes = [Pipe(), Pipe()]
+    taken: list[object] = []
+
+    def take_one(work: object) -> None:
+        if taken:
+            raise RuntimeError
+        taken.append(work)
+
+    for pipe in pipes:
+        watch.add(pipe.end)
+        watch.wait_for(pipe.end, Task())
+        pipe.write()
+    with pytest.raises(RuntimeError):
+        watch.give_away(take_one)
+    assert watch.has_work
+    assert len(watch.take_ready()) == 1
+    assert not watch.has_work
+    for pipe in pipes:
+        pipe.close()
+
+
 def test_what_still_waits_at_the_end_is_given_back(pipe: Pipe) -> None:
     watch, task = FileWatch(), Task()
     watch.add(pipe.end)

@@ -397,7 +397,7 @@ def test_an_instance_is_busy_with_a_batch_that_another_thread_ends(
     harness: Harness, strategy: Callable[..., ModelSequenceBatching]
 ) -> None:
     instance = LeavingInstance()
-    scheduler = harness.scheduler(strategy(), instance)
+    scheduler = harness.scheduler(lasting(strategy), instance)
     first = send(scheduler, 1, "1a", start=True)
     left = instance.left.get(timeout=10)
     other = send(scheduler, 2, "2a", start=True, end=True)
