@@ -26,9 +26,11 @@ _MOST_TRUST = 32
 _TRUSTED = 8
 _COST_OF_SLOWNESS = 4
 # What it costs a model that calls others to be slow beyond doubt: eight times as much each time, up to the most. It is
-# slow when they are, now and then perhaps, and each time holds up others.
+# slow when they are, now and then perhaps, and each time holds up others. It is forgiven slowly, too: that the machine
+# stood still for a moment is no reason to run the model elsewhere for long.
 _FIRST_DISTRUST = 56
 _MOST_DISTRUST = 28_672
+_DISTRUST_FACTOR = 8
 
 
 class InstanceDriver(Protocol):
@@ -45,6 +47,7 @@ class ScheduledInstance:
         "_blocks_for_calls_only",
         "_distrust",
         "_may_block",
+        "_quick_runs",
         "_scheduler",
         "_trust",
         "backend_instance",
@@ -77,6 +80,8 @@ class ScheduledInstance:
         self.goes_on = False
         self._trust = 0
         self._distrust = _FIRST_DISTRUST
+        # With full trust, since it was last slow beyond doubt, or forgiven; counted only while there is more distrust.
+        self._quick_runs = 0
         # Models that wait for others say so; those of other backends never do.
         self._may_block = hasattr(backend_instance, "makes_blocking_calls")
         # Those that leave a batch to another thread, where it is not over in an instant, hold up nobody either.
@@ -117,14 +122,24 @@ class ScheduledInstance:
         if blocks and not self._blocks_for_calls_only:
             trust = 0
         elif duration_ns < _QUICK_NS:
-            trust = min(trust + 1, _MOST_TRUST)
+            if trust < _MOST_TRUST:
+                trust += 1
+            elif self._distrust > _FIRST_DISTRUST:
+                self._forgive()
         elif duration_ns < _SLOW_NS:
             trust -= _COST_OF_SLOWNESS if trust > 0 else 0
         elif blocks:
             trust = -self._distrust
-            self._distrust = min(self._distrust * 8, _MOST_DISTRUST)
+            self._distrust = min(self._distrust * _DISTRUST_FACTOR, _MOST_DISTRUST)
+            self._quick_runs = 0
         else:
             trust = 0
         self._trust = trust
         self.is_quick = trust >= _TRUSTED and not blocks
         self.is_quick_alone = trust >= _TRUSTED and blocks
+
+    def _forgive(self) -> None:
+        self._quick_runs += 1
+        if self._quick_runs >= self._distrust * _DISTRUST_FACTOR:
+            self._quick_runs = 0
+            self._distrust //= _DISTRUST_FACTOR
