@@ -38,7 +38,8 @@ _log = logging.getLogger("cantata.python")
 _MOST_STDERR_CHARACTERS: Final = 2000
 # A process whose sockets are closed has this long to be seen to end by itself.
 _ENDING_S: Final = 1.0
-# How long a thread that serves others, and has no FileWatch, waits for the end of a batch, in milliseconds.
+# How long a thread that serves others waits for the end of a batch, in milliseconds: where it has no FileWatch, or
+# where nothing else is on the way to a process.
 _PATIENCE_MS: Final = 1
 # Where the last batch took longer, it does not wait at all.
 _INSTANT_NS: Final = 1_000_000
@@ -279,7 +280,7 @@ class WorkerProcess:
             return None
         # Where other processes have batches, or other requests wait, the processors have better things to do.
         stays_awake = len(self._busy) == 1 and len(execution.requests) == 1
-        milliseconds = _PATIENCE_MS if execution.watch is None else 0
+        milliseconds = _PATIENCE_MS if stays_awake or execution.watch is None else 0
         if self._direct.has_message_within(milliseconds, stays_awake=stays_awake):
             return self.next_message()
         return None
