@@ -147,11 +147,8 @@ class WorkerProcess:
             message = self._sent(self._batches.message(keys, execution))
             sent_ns = monotonic_ns()
             if execution.may_be_left:
-                if message is None:
-                    message = self._said_at_once(execution)
-                if (message is None or message[0] != messages.DONE) and self._is_left(
-                    execution, keys, message
-                ):
+                message = message or self._said_at_once(execution)
+                if not _is_end(message) and self._is_left(execution, keys, message):
                     return False
         except BaseException:
             if keys:
@@ -159,7 +156,7 @@ class WorkerProcess:
                 self._end(keys)
             self._direct_lock.release()
             raise
-        if message is None or message[0] != messages.DONE:
+        if not _is_end(message):
             about_to_wait()
         try:
             self.wait_for_end(execution, keys, message)
@@ -468,7 +465,7 @@ class RestOfBatch:
         process = self._process
         if self.is_quick:
             message = self.message = process.next_message()
-            if message[0] != messages.DONE and process.hand_over_rest(self, message):
+            if not _is_end(message) and process.hand_over_rest(self, message):
                 return
         run_contained(self._go_on, self._execution)
         self._execution.finish()
@@ -476,6 +473,11 @@ class RestOfBatch:
     def _go_on(self, execution: Execution) -> bool:
         self._process.wait_for_end(execution, self._keys, self.message)
         return True
+
+
+def _is_end(message: Message | None) -> bool:
+    """Whether the process has said that the batch is over."""
+    return message is not None and message[0] == messages.DONE
 
 
 @contextlib.contextmanager

@@ -55,10 +55,7 @@ class _ThreadState(threading.local):
     # The thread's own list of work it has taken on, or None while work must go to other threads at once: always so
     # inside a model's code, which may wait for the very requests it sends.
     collected: deque[Work] | None = None
-    # Whether it runs work between what it does for others, and what it hears of files by meanwhile.
-    serves_others = False
-    watch: FileWatch | None = None
-    # What holds work back on this thread while other work runs: the innermost of those that do.
+    # The collector whose work this thread runs: of several, the innermost.
     holder: Collector | None = None
 
 
@@ -87,12 +84,14 @@ def serves_others() -> bool:
 
     Not inside a model's code: what that waits for holds up its thread anyhow.
     """
-    return _thread.serves_others and _thread.collected is not None
+    holder = _thread.holder
+    return holder is not None and holder.serves_others and _thread.collected is not None
 
 
 def watch_here() -> FileWatch | None:
     """Where the current thread serves others by an event loop of its own, what work may be left to; else None."""
-    return _thread.watch if _thread.collected is not None else None
+    holder = _thread.holder
+    return holder.watch if holder is not None and serves_others() else None
 
 
 def about_to_wait() -> None:
@@ -104,7 +103,12 @@ def about_to_wait() -> None:
 
 
 def _nothing() -> None:
-    """What is done after each piece of work, mostly."""
+    """What is done after each piece of work, and before waiting, mostly."""
+
+
+def _never() -> bool:
+    """For whoever runs work as long as there is some."""
+    return False
 
 
 class Collector:
@@ -113,11 +117,22 @@ class Collector:
     Whatever is left when the block ends is handed to workers. Not for use from any other thread.
     """
 
-    __slots__ = ("_alone", "_before_wait", "_collected", "_outer", "_pool", "_watch", "outer_holder")
+    __slots__ = (
+        "_alone",
+        "_before_wait",
+        "_collected",
+        "_outer",
+        "_pool",
+        "outer_holder",
+        "serves_others",
+        "watch",
+    )
 
     def __init__(self, pool: WorkerPool, watch: FileWatch | None) -> None:
         self._pool = pool
-        self._watch = watch
+        self.watch = watch
+        # Whether its thread runs the work between what it does for others; set while it does.
+        self.serves_others = False
         self._collected: deque[Work] = deque()
         # What is to run when nothing else is held back, and what is to be done before the thread waits.
         self._alone: Work | None = None
@@ -144,9 +159,7 @@ class Collector:
         For threads that serve others (front-ends): a model that is not known to be quick never holds them up.
         `after_each` is called after each piece that was run here, `before_wait` before one that waits all the same.
         """
-        served_others, _thread.serves_others = _thread.serves_others, True
-        watch, _thread.watch = _thread.watch, self._watch
-        self._hold(before_wait)
+        self._hold(before_wait, serves_others=True)
         try:
             while self._collected:
                 self._run_quick(after_each)
@@ -156,8 +169,6 @@ class Collector:
                     after_each()
         finally:
             self._release()
-            _thread.serves_others = served_others
-            _thread.watch = watch
 
     def run_until(self, is_done: Callable[[], bool]) -> None:
         """Run what was collected on this thread, which has nothing better to do, until `is_done()`.
@@ -165,28 +176,9 @@ class Collector:
         May return earlier, when nothing is left that this thread could run.
         """
         collected = self._collected
-        served_others, _thread.serves_others = _thread.serves_others, False
-        watch, _thread.watch = _thread.watch, None
-        self._hold(_nothing)
+        self._hold(_nothing, serves_others=False)
         try:
             while collected and not is_done():
-                work = collected.popleft()
-                if work.is_quick or not collected:
-                    work.run()
-                else:
-                    self._pool.hand_over(work)
-        finally:
-            self._release()
-            _thread.serves_others = served_others
-            _thread.watch = watch
-
-    def run_all(self, first: Work) -> None:
-        """Run `first`, and what that leads to; slow work that other work waits behind is another worker's."""
-        collected = self._collected
-        collected.append(first)
-        self._hold(_nothing)
-        try:
-            while collected:
                 work = collected.popleft()
                 # The last piece is run here even if it is slow: this thread would only go idle.
                 if work.is_quick or not collected:
@@ -216,7 +208,7 @@ class Collector:
     def _run_quick(self, after_each: Callable[[], None]) -> None:
         """Run what is quick; keeps one piece that is quick alone, for when nothing else is held back any more."""
         collected = self._collected
-        has_watch = self._watch is not None
+        has_watch = self.watch is not None
         while collected:
             work = collected.popleft()
             if work.is_quick or (has_watch and work.is_quick_alone and not work.may_wait):
@@ -234,14 +226,15 @@ class Collector:
         work.run()
 
     def _leave_to_workers(self) -> None:
-        watch = self._watch
+        watch = self.watch
         if watch is not None and watch.has_work:
             # RuntimeError: no thread can be started.
             with suppress(RuntimeError):
                 watch.give_away(self._pool.hand_over)
 
-    def _hold(self, before_wait: Callable[[], None]) -> None:
+    def _hold(self, before_wait: Callable[[], None], *, serves_others: bool) -> None:
         self._before_wait = before_wait
+        self.serves_others = serves_others
         self.outer_holder, _thread.holder = _thread.holder, self
 
     def _release(self) -> None:
@@ -317,7 +310,8 @@ class WorkerPool:
     def _serve(self, inbox: SimpleQueue[Work | None]) -> None:
         with self.collecting() as collected:
             while (first := inbox.get()) is not None:
-                collected.run_all(first)
+                self.dispatch(first)
+                collected.run_until(_never)
                 with self._lock:
                     if self._is_closed:
                         return

@@ -438,8 +438,7 @@ class ModelScheduler(HasInFlight):
             instance = execution.instance
             assert isinstance(instance, ScheduledInstance)
             self._end_batch(instance, execution, True)
-            if execution.resumed_ns:
-                instance.kept_thread_for(monotonic_ns() - execution.resumed_ns)
+            instance.went_on(execution)
         else:
             self._answer(execution)
 

@@ -115,6 +115,12 @@ class ScheduledInstance:
         except Exception:
             _log.exception("an instance of model '%s' could not be closed", model_name)
 
+    def went_on(self, execution: Execution) -> None:
+        """Somebody has gone on with a batch that was left, and ended it."""
+        # Where its process has not answered, nobody knows what the end of a batch costs.
+        if execution.resumed_ns:
+            self.kept_thread_for(monotonic_ns() - execution.resumed_ns)
+
     def kept_thread_for(self, duration_ns: int) -> None:
         """Learn from one execution, or from the end of one that was left, whether the instance is quick."""
         blocks = self._may_block and self.backend_instance.makes_blocking_calls  # type: ignore[attr-defined]

@@ -441,8 +441,7 @@ class SequenceScheduler(HasInFlight):
         """End a batch that went on in the background."""
         if execution.keeps_instance:
             self._end_batch(instance, turns, execution, True)
-            if execution.resumed_ns:
-                instance.kept_thread_for(monotonic_ns() - execution.resumed_ns)
+            instance.went_on(execution)
             return
         is_instance_free = self._batcher.is_exclusive(self._lanes[instance])
         self._finish(instance, turns, execution, monotonic_ns(), is_instance_free=is_instance_free)

@@ -633,12 +633,17 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduled_instance, "_QUICK_NS", 10**12)
 
 
-def begin(server: Server, what: int, model: str = "obedient") -> WaitingSender:
-    """Give an order as a front-end does: on a thread that serves others, and must not be held up."""
+def submit(server: Server, what: int, model: str) -> WaitingSender:
     sender = WaitingSender()
     inputs = {"INPUT": tensor_of_array(np.array([what], np.float32))}
+    server.core.submit(InferenceRequest(model, inputs, sender, monotonic_ns()))
+    return sender
+
+
+def begin(server: Server, what: int, model: str = "obedient") -> WaitingSender:
+    """Give an order as a front-end does: on a thread that serves others, and must not be held up."""
     with server.core.workers.collecting() as work:
-        server.core.submit(InferenceRequest(model, inputs, sender, monotonic_ns()))
+        sender = submit(server, what, model)
         work.run()
     return sender
 
@@ -759,10 +764,8 @@ class Loop:
         self._server = server
 
     def begin(self, what: int, model: str = "obedient") -> WaitingSender:
-        sender = WaitingSender()
-        inputs = {"INPUT": tensor_of_array(np.array([what], np.float32))}
         with self._workers.collecting(self.watch) as work:
-            self._server.core.submit(InferenceRequest(model, inputs, sender, monotonic_ns()))
+            sender = submit(self._server, what, model)
             work.run()
         return sender
 
@@ -922,15 +925,18 @@ def execute(self, requests):
 """
 
 
-def begin_both(server: Server, first: str, second: str) -> list[WaitingSender]:
-    """Submit for two models in one round of a thread that serves others."""
-    senders = [WaitingSender(), WaitingSender()]
-    with server.core.workers.collecting() as work:
-        for model, sender in zip((first, second), senders, strict=True):
-            inputs = {"INPUT": tensor_of_array(np.array([4], np.float32))}
-            server.core.submit(InferenceRequest(model, inputs, sender, monotonic_ns()))
-        work.run()
-    return senders
+def assert_both_are_answered(repository: Path) -> None:
+    """`caller` and `callee`, both trusted, in one round of a thread that serves others."""
+    with Server(repository) as server:
+        become_quick(server, "caller")
+        become_quick(server, "callee")
+        with server.core.workers.collecting() as work:
+            senders = [submit(server, 4, model) for model in ("caller", "callee")]
+            work.run()
+        for sender in senders:
+            (response,) = sender.wait()
+            assert response.error is None
+            assert float(response.outputs["OUTPUT"].array[0]) == 4
 
 
 @pytest.mark.usefixtures("trusting", "patient")
@@ -940,13 +946,7 @@ def test_a_model_may_wait_for_a_process_that_calls_what_waits_behind_it(tmp_path
     write_identity(repository, "callee")
     write_model(repository, "process", python_config([IN], [OUT], extra=IN_PROCESS), WAITS_FOR_A_THREAD)
     write_model(repository, "caller", python_config([IN], [OUT]), CALLS_NOW_AND_THEN)
-    with Server(repository) as server:
-        become_quick(server, "caller")
-        become_quick(server, "callee")
-        for sender in begin_both(server, "caller", "callee"):
-            (response,) = sender.wait()
-            assert response.error is None
-            assert float(response.outputs["OUTPUT"].array[0]) == 4
+    assert_both_are_answered(repository)
 
 
 @pytest.mark.usefixtures("trusting")
@@ -954,13 +954,7 @@ def test_a_model_may_wait_for_threads_that_call_what_waits_behind_it(tmp_path: P
     repository = tmp_path / "models"
     write_identity(repository, "callee")
     write_model(repository, "caller", python_config([IN], [OUT]), WAITS_FOR_A_THREAD)
-    with Server(repository) as server:
-        become_quick(server, "caller")
-        become_quick(server, "callee")
-        for sender in begin_both(server, "caller", "callee"):
-            (response,) = sender.wait()
-            assert response.error is None
-            assert float(response.outputs["OUTPUT"].array[0]) == 4
+    assert_both_are_answered(repository)
 
 
 def test_a_loop_learns_what_the_ends_of_batches_cost_it(
