@@ -16,7 +16,7 @@ from cantata.bls.current_model import Activity
 from cantata.bls.errors import TritonError, triton_error
 from cantata.bls.response_iterator import ResponseFeed, ResponseIterator
 from cantata.bls.responses import InferenceResponse, received_response
-from cantata.bls.submission import submit_now, while_running
+from cantata.bls.submission import submit_now, submit_with_others, while_running
 from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
@@ -91,6 +91,10 @@ def call_async(
     sender = _FutureSender(loop, future, cancellation)
     try:
         runtime_request = _runtime_request(request, activity, caller, sender, cancellation)
+        has_company = submit is submit_now and notes is not None and notes.requests_in_hand > 1
+        if has_company and services.batches_here(request._model_name, request._model_version):
+            # What several requests ask of a quick model, each in its turn, it takes together.
+            submit = submit_with_others
         # What a quick model answers here and now needs no queue.
         if submit is not submit_now or not services.run_now(runtime_request, only_if_quick=True):
             if (refusal := _refusal(request, activity, decoupled)) is not None:
@@ -242,23 +246,17 @@ def _runtime_request(
             timeout_us = min(timeout_us, left_us) if timeout_us else left_us
     elif activity.requests:
         deadline_ns = _deadline_of_all(activity.requests)
-    made = RuntimeRequest(
-        request._model_name,
-        inputs,
-        sender,
-        now_ns,
-        model_version=request._model_version,
-        id=request._id,
-        requested_outputs=request._requested_output_names,
-        correlation_id=request._correlation_id,
-        flags=request._flags,
-        priority=request._priority,
-        timeout_us=timeout_us,
-        deadline_ns=deadline_ns,
-        parameters=request._parameters,
-        cancellation=cancellation,
-        waiting=activity.waiting(),
-    )
+    made = RuntimeRequest(request._model_name, inputs, sender, now_ns, cancellation)
+    made.model_version = request._model_version
+    made.id = request._id
+    made.requested_outputs = request._requested_output_names
+    made.correlation_id = request._correlation_id
+    made.flags = request._flags
+    made.priority = request._priority
+    made.timeout_us = timeout_us
+    made.deadline_ns = deadline_ns
+    made.parameters = request._parameters
+    made.waiting = activity.waiting()
     if caller is not None and caller.trace is not None:
         made.trace = caller.trace.child()
     return made

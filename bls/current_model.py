@@ -67,13 +67,17 @@ class HostedModel:
 
 
 class CallerNotes:
-    """What an instance has shown of itself: whether its `execute` waits, for other models or slow readers."""
+    """What an instance has shown of itself: whether its `execute` waits, for other models or slow readers.
 
-    __slots__ = ("is_async", "makes_blocking_calls")
+    `requests_in_hand` are those that a coroutine is answering; its loop's thread alone counts them.
+    """
+
+    __slots__ = ("is_async", "makes_blocking_calls", "requests_in_hand")
 
     def __init__(self, *, is_async: bool, makes_blocking_calls: bool) -> None:
         self.is_async = is_async
         self.makes_blocking_calls = makes_blocking_calls
+        self.requests_in_hand = 0
 
 
 class Activity:
@@ -88,7 +92,6 @@ class Activity:
     def __init__(
         self,
         model: HostedModel,
-        *,
         allows_calls: bool = False,
         requests: Sequence[InferenceRequest] = (),
         notes: CallerNotes | None = None,
@@ -109,10 +112,14 @@ class Activity:
         return waiting
 
     def _find_waiting(self) -> tuple[Execution, ...]:
-        outer = {execution for request in self.requests for execution in request.waiting}
+        requests = self.requests
+        if len(requests) == 1:
+            outer = requests[0].waiting
+        else:
+            outer = tuple({execution for request in requests for execution in request.waiting})
         # A coroutine leaves its instance free while it waits.
         if self.execution is None or (self.notes is not None and self.notes.is_async):
-            return tuple(outer)
+            return outer
         return (self.execution, *outer)
 
 

@@ -161,6 +161,7 @@ class PythonInstance:
 
     async def _run_async(self, execution: Execution) -> None:
         current_activity.set(self._activity(execution))
+        self._notes.requests_in_hand += len(execution.requests)
         try:
             requests = self._receive(execution)
             try:
@@ -174,6 +175,7 @@ class PythonInstance:
             # As the scheduler does for an `execute` that is no coroutine.
             model_log(self._model.name).exception("a batch of instance '%s' failed", self._name)
             execution.fail_unanswered(internal_error(f"{type(error).__name__}: {error}"))
+        self._notes.requests_in_hand -= len(execution.requests)
         execution.finish()
 
     def _receive(self, execution: Execution) -> list[InferenceRequest]:
@@ -189,13 +191,7 @@ class PythonInstance:
         return requests
 
     def _activity(self, execution: Execution) -> Activity:
-        return Activity(
-            self._model,
-            allows_calls=True,
-            requests=execution.requests,
-            notes=self._notes,
-            execution=execution,
-        )
+        return Activity(self._model, True, execution.requests, self._notes, execution)
 
     def _in_activity(self, hook: Callable[[], Any]) -> Callable[[], Any]:
         """`hook` to be called as this model's code, outside `execute`."""

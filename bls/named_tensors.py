@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cantata.bls.tensor import Tensor, answered_tensor, tensor_value
+from cantata.bls.tensor import Tensor, own_tensor, tensor_value
 from cantata.grammars.problems import suggest
 from cantata.runtime.tensor import Tensor as TensorValue
 
@@ -85,4 +85,4 @@ def given_tensor(name: str, given: npt.ArrayLike) -> Tensor:
 
 def declared_tensor(name: str, value: TensorValue) -> Tensor:
     """A tensor to answer with."""
-    return answered_tensor(name, value)
+    return own_tensor(name, value)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cantata.bls.errors import TritonError, TritonModelException, triton_error
 from cantata.bls.parameters import checked_parameters
-from cantata.bls.tensor import Tensor, answered_tensor
+from cantata.bls.tensor import Tensor, own_tensor
 from cantata.runtime.response import InferenceResponse as RuntimeResponse
 from cantata.runtime.response import ParameterValue
 
@@ -57,7 +57,7 @@ def _check_tensor(tensor: object) -> None:
 def received_response(response: RuntimeResponse) -> InferenceResponse:
     """The answer of a called model."""
     received = InferenceResponse.__new__(InferenceResponse)
-    received._output_tensors = [answered_tensor(name, value) for name, value in response.outputs.items()]
+    received._output_tensors = [own_tensor(name, value) for name, value in response.outputs.items()]
     received._error = None if response.error is None else triton_error(response.error)
     received._parameters = response.parameters
     return received

@@ -1,7 +1,9 @@
-"""How calls reach the server: each at once, or those of a fan-out together, so that the called model can batch them.
+"""How calls reach the server: each at once, or several together, so that the called model can batch them.
 
-Sent one by one, an idle model would take the first of many calls alone, and the others would wait for it. A call on
-its own is answered soonest when it is sent at once: the model may then run before the caller has begun to wait.
+Sent one by one, an idle model would take the first of many calls alone, and the others would wait for it. So those of
+a fan-out go together, and those that a coroutine makes for several requests of a model that would answer each here and
+now. A call on its own is answered soonest when it is sent at once: the model may then run before the caller has begun
+to wait.
 """
 
 from __future__ import annotations
@@ -59,6 +61,8 @@ class _Turn:
     def _submit(self) -> None:
         requests, self._requests = self._requests, []
         services = self._services
+        if len(requests) == 1 and _has_run(services, requests[0]):
+            return
         with services.workers.collecting() as work:
             for request in requests:
                 try:
@@ -66,6 +70,15 @@ class _Turn:
                 except InferenceError as error:
                     request.fail(while_running(request.model_name, error))
             work.run()
+
+
+def _has_run(services: ServerServices, request: InferenceRequest) -> bool:
+    """Whether a request that came alone needs to be submitted no more: it was run here, or refused."""
+    try:
+        return services.run_now(request, only_if_quick=True)
+    except InferenceError as error:
+        request.fail(while_running(request.model_name, error))
+        return True
 
 
 class _ThreadState(threading.local):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cantata.bls import dlpack
 from cantata.bls.errors import TritonModelException
-from cantata.runtime.datatypes import NUMPY_DTYPES, DataType, datatype_of_numpy
+from cantata.runtime.datatypes import BY_NUMPY_DTYPE, NUMPY_DTYPES, DataType, datatype_of_numpy
 from cantata.runtime.tensor import Tensor as TensorValue
 from cantata.runtime.tensor import WritableTensor, bytes_array
 
@@ -89,7 +89,7 @@ class Tensor:
             ) from None
         except ValueError as error:
             raise TritonModelException(f"tensor '{name}': {error}") from None
-        return _tensor(name, TensorValue(datatype, array), is_shared=False)
+        return own_tensor(name, TensorValue(datatype, array))
 
     def _own_value(self) -> TensorValue:
         value = self._value
@@ -104,19 +104,19 @@ class Tensor:
 
 def shared_tensor(name: str, value: TensorValue) -> Tensor:
     """A tensor that came with a request: its sender, or another step of a pipeline, may have it too."""
-    return _tensor(name, value, is_shared=not isinstance(value, WritableTensor))
-
-
-def answered_tensor(name: str, value: TensorValue) -> Tensor:
-    """A tensor that came with a response: it was made for its receiver."""
-    return _tensor(name, value, is_shared=False)
-
-
-def _tensor(name: str, value: TensorValue, *, is_shared: bool) -> Tensor:
     tensor = Tensor.__new__(Tensor)
     tensor._name = name
     tensor._value = value
-    tensor._is_shared = is_shared
+    tensor._is_shared = not isinstance(value, WritableTensor)
+    return tensor
+
+
+def own_tensor(name: str, value: TensorValue) -> Tensor:
+    """A tensor of a value that nobody else has, as one that came with a response: that was made for its receiver."""
+    tensor = Tensor.__new__(Tensor)
+    tensor._name = name
+    tensor._value = value
+    tensor._is_shared = False
     return tensor
 
 
@@ -127,6 +127,10 @@ def tensor_value(tensor: Tensor) -> TensorValue:
 
 def _value_of(name: str, array: npt.NDArray[Any]) -> TensorValue:
     dtype = array.dtype
+    datatype = BY_NUMPY_DTYPE.get(dtype)
+    if datatype is not None and datatype is not DataType.BYTES:
+        # As numpy has them: most are, and each model makes some for each request.
+        return TensorValue(datatype, array if array.flags.c_contiguous else array.copy(order="C"))
     datatype = datatype_of_numpy(dtype)
     if datatype is None:
         if dtype.name == "bfloat16":
@@ -134,9 +138,4 @@ def _value_of(name: str, array: npt.NDArray[Any]) -> TensorValue:
         raise TritonModelException(f"tensor '{name}': numpy's {dtype} is not a tensor datatype")
     if datatype is DataType.BYTES:
         return TensorValue(datatype, bytes_array(array))
-    native = NUMPY_DTYPES[datatype]
-    if dtype != native:
-        array = array.astype(native)
-    if not array.flags.c_contiguous:
-        array = array.copy(order="C")
-    return TensorValue(datatype, array)
+    return TensorValue(datatype, array.astype(NUMPY_DTYPES[datatype], order="C"))

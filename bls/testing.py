@@ -259,6 +259,9 @@ class _Services:
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         return self.server.model(model_name, model_version).is_decoupled
 
+    def batches_here(self, model_name: str, model_version: int) -> bool:
+        return self.server.model(model_name, model_version).batches_here
+
     def is_model_ready(self, model_name: str, model_version: int) -> bool:
         return self.server.is_model_ready(model_name, model_version)
 

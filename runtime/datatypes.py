@@ -61,7 +61,8 @@ ELEMENT_SIZES: Final[dict[DataType, int]] = {
 BY_WIRE_NAME: Final[dict[str, DataType]] = {datatype.name: datatype for datatype in DataType}
 BY_CONFIG_NAME: Final[dict[str, DataType]] = {datatype.config_name: datatype for datatype in DataType}
 
-_BY_NUMPY_DTYPE: Final[dict[np.dtype[np.generic], DataType]] = {
+# Of the machine's own byte order.
+BY_NUMPY_DTYPE: Final[dict[np.dtype[np.generic], DataType]] = {
     dtype: datatype for datatype, dtype in NUMPY_DTYPES.items() if datatype is not DataType.BF16
 }
 
@@ -71,9 +72,9 @@ def datatype_of_numpy(dtype: np.dtype[np.generic]) -> DataType | None:
 
     Byte and unicode strings of fixed width are BYTES. uint16 is UINT16: BF16 must be said outright.
     """
-    found = _BY_NUMPY_DTYPE.get(dtype)
+    found = BY_NUMPY_DTYPE.get(dtype)
     if found is None:
         if dtype.kind in "SU":
             return DataType.BYTES
-        found = _BY_NUMPY_DTYPE.get(dtype.newbyteorder("="))
+        found = BY_NUMPY_DTYPE.get(dtype.newbyteorder("="))
     return found

@@ -287,16 +287,12 @@ class EmbeddedServer:
         id: str,
     ) -> InferenceRequest:
         spec = self.core.model(model_name, version).spec
-        request = InferenceRequest(
-            model_name,
-            {name: _tensor(spec, name, value) for name, value in inputs.items()},
-            sender,
-            monotonic_ns(),
-            model_version=version,
-            id=id,
-            requested_outputs=tuple(outputs),
-            parameters=parameters,
-        )
+        tensors = {name: _tensor(spec, name, value) for name, value in inputs.items()}
+        request = InferenceRequest(model_name, tensors, sender, monotonic_ns())
+        request.model_version = version
+        request.id = id
+        request.requested_outputs = tuple(outputs)
+        request.parameters = parameters
         tracer = self.core.tracer
         if parameters is not None or tracer.is_on:
             tracer.begin(request, None)

@@ -183,6 +183,9 @@ class InferenceRequest:
     "" means none. `timeout_us` 0 means none. `deadline_ns` is on the monotonic clock; 0 means none. `batch_size`
     is set when the request is validated. The `*_ns` times are monotonic; `times` is how long the model took, set
     when its batch is over.
+
+    Arguments given by keyword cost as much as all else about making one: who makes one for each request sets the
+    attributes instead.
     """
 
     __slots__ = (
@@ -227,6 +230,7 @@ class InferenceRequest:
         inputs: dict[str, Tensor],
         sender: ResponseSender,
         received_ns: int,
+        cancellation: Cancellation | None = None,
         *,
         model_version: int = -1,
         id: str = "",
@@ -237,7 +241,6 @@ class InferenceRequest:
         timeout_us: int = 0,
         deadline_ns: int = 0,
         parameters: dict[str, ParameterValue] | None = None,
-        cancellation: Cancellation | None = None,
         waiting: tuple[Execution, ...] = (),
     ) -> None:
         self.model_name = model_name

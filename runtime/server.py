@@ -235,10 +235,10 @@ class Server:
         self.check_serving()
         return self.admission.server is None and self.run_now_within(request, only_if_quick=only_if_quick)
 
-    def run_now_within(self, request: InferenceRequest, *, only_if_quick: bool) -> bool:
+    def run_now_within(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
         """Run a request that an accepted request makes: as `run_now`, and also while the server is exiting."""
         version = self._registry.find(request.model_name, request.model_version)
-        return version.run_now(request, only_if_quick=only_if_quick)
+        return version.run_now(request, only_if_quick)
 
     def load_model(self, name: str, parameters: Mapping[str, str | bytes] | None = None) -> None:
         """Load or reload a model; raises InferenceError when that is not allowed, or fails.
@@ -367,19 +367,18 @@ class _Services:
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self.submit = server.submit_within
+        self.run_now = server.run_now_within
 
     @property
     def workers(self) -> WorkerPool:
         return self._server.workers
 
-    def submit(self, request: InferenceRequest) -> None:
-        self._server.submit_within(request)
-
-    def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
-        return self._server.run_now_within(request, only_if_quick=only_if_quick)
-
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         return self._server.model(model_name, model_version).is_decoupled
+
+    def batches_here(self, model_name: str, model_version: int) -> bool:
+        return self._server.model(model_name, model_version).batches_here
 
     def is_model_ready(self, model_name: str, model_version: int) -> bool:
         try:

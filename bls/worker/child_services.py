@@ -75,6 +75,10 @@ class ChildServices:
         answer: bool = self.ask(messages.IS_DECOUPLED, str(model_name), int(model_version))
         return answer
 
+    def batches_here(self, model_name: str, model_version: int) -> bool:
+        """No model runs here but the process's own."""
+        return False
+
     def is_model_ready(self, model_name: str, model_version: int) -> bool:
         answer: bool = self.ask(messages.IS_MODEL_READY, str(model_name), int(model_version))
         return answer

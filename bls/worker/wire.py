@@ -114,22 +114,16 @@ def decode_request(
         _is_waited_for,
         inputs,
     ) = encoded
-    request = InferenceRequest(
-        model_name,
-        decode_tensors(inputs, arena),
-        sender,
-        received_ns,
-        model_version=model_version,
-        id=request_id,
-        requested_outputs=requested_outputs,
-        correlation_id=correlation_id,
-        flags=flags,
-        priority=priority,
-        timeout_us=timeout_us,
-        deadline_ns=deadline_ns,
-        parameters=parameters,
-        cancellation=cancellation,
-    )
+    request = InferenceRequest(model_name, decode_tensors(inputs, arena), sender, received_ns, cancellation)
+    request.model_version = model_version
+    request.id = request_id
+    request.requested_outputs = requested_outputs
+    request.correlation_id = correlation_id
+    request.flags = flags
+    request.priority = priority
+    request.timeout_us = timeout_us
+    request.deadline_ns = deadline_ns
+    request.parameters = parameters
     request.batch_size = batch_size
     if type(trace) is str:
         request.trace = RemoteTrace(key, trace)

@@ -28,6 +28,12 @@ class ServerServices(Entrance, Protocol):
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         """Whether that model answers with any number of responses; raises InferenceError when it is not ready."""
 
+    def batches_here(self, model_name: str, model_version: int) -> bool:
+        """Whether a call made now would run alone, on the calling thread, in a model that batches requests.
+
+        Raises InferenceError when the model is not ready.
+        """
+
     def is_model_ready(self, model_name: str, model_version: int) -> bool:
         """Whether a model, in that version or with -1 the highest, can serve. May take seconds to find out."""
 

@@ -115,7 +115,9 @@ class Execution:
 
     def send_responses(self) -> None:
         """Answer the requests that have their final response."""
-        for request, response in zip(self.requests, self.responses, strict=True):
+        responses = self.responses
+        for index, request in enumerate(self.requests):
+            response = responses[index]
             if response is not None:
                 request.respond(response, True)
 

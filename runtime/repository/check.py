@@ -136,6 +136,9 @@ class _OfflineBackends:
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         raise _not_serving(model_name)
 
+    def batches_here(self, model_name: str, model_version: int) -> bool:
+        return False
+
     def is_model_ready(self, model_name: str, model_version: int) -> bool:
         return False
 

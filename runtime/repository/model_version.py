@@ -173,7 +173,12 @@ class ModelVersion:
         else:
             self._enqueue_within(self.byte_budget, request)
 
-    def run_now(self, request: InferenceRequest, *, only_if_quick: bool) -> bool:
+    @property
+    def batches_here(self) -> bool:
+        """See ModelScheduler.batches_here."""
+        return self._direct is not None and self._direct.batches_here
+
+    def run_now(self, request: InferenceRequest, only_if_quick: bool) -> bool:
         """Validate a request, and run it on this thread if it need not wait; False where it has to be accepted.
 
         See ModelScheduler.run_now. Raises InferenceError when it is refused.

@@ -44,6 +44,8 @@ class Batcher(Protocol):
     can_reorder: bool
     # Whether a request that finds nothing queued, and an idle instance, runs at once and by itself.
     runs_lone_requests: bool
+    # Whether a batch may have several requests.
+    forms_batches: bool
 
     def add(self, request: InferenceRequest, now_ns: int) -> None:
         """Queue a validated request; raises InferenceError when the queue is full."""
@@ -81,6 +83,7 @@ class SingleRequestQueue:
     can_expire = False
     can_reorder = False
     runs_lone_requests = True
+    forms_batches = False
 
     def __init__(self) -> None:
         self._queue: OrderedDict[InferenceRequest, None] = OrderedDict()

@@ -30,6 +30,8 @@ class DynamicBatcher:
     - with `_is_stale` the order has changed, and none of this holds until the batch is formed anew.
     """
 
+    forms_batches = True
+
     def __init__(
         self,
         spec: ModelSpec,

@@ -238,23 +238,19 @@ class EnsembleFlight:
         self._spans.append(sender)
         if len(self._spans) >= self._count_at:
             self._count_early()
-        step_request = sender.request = InferenceRequest(
-            step.model_name,
-            inputs,
-            sender,
-            now_ns,
-            model_version=step.model_version,
-            id=request.id,
-            requested_outputs=step.output_names,
-            correlation_id=correlation_id,
-            flags=flags,
-            priority=request.priority,
-            timeout_us=request.timeout_left_us(now_ns) if request.timeout_us else 0,
-            deadline_ns=request.deadline_ns,
-            parameters=request.parameters,
-            cancellation=request.cancellation,
-            waiting=request.waiting,
-        )
+        step_request = InferenceRequest(step.model_name, inputs, sender, now_ns, request.cancellation)
+        sender.request = step_request
+        step_request.model_version = step.model_version
+        step_request.id = request.id
+        step_request.requested_outputs = step.output_names
+        step_request.correlation_id = correlation_id
+        step_request.flags = flags
+        step_request.priority = request.priority
+        if request.timeout_us:
+            step_request.timeout_us = request.timeout_left_us(now_ns)
+        step_request.deadline_ns = request.deadline_ns
+        step_request.parameters = request.parameters
+        step_request.waiting = request.waiting
         if request.trace is not None:
             step_request.trace = request.trace.child(step=step.index)
         return step_request

@@ -166,6 +166,11 @@ class ModelScheduler(HasInFlight):
         """Whether some instance waits for work; asked without the lock, so it may be otherwise a moment later."""
         return bool(self._idle)
 
+    @property
+    def batches_here(self) -> bool:
+        """Whether `run_now`, with `only_if_quick`, would run alone what could be batched with others; as `is_idle`."""
+        return self._batcher.forms_batches and any(instance.is_quick for instance in self._idle[-1:])
+
     def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:
         """Run a validated request by itself on the caller's thread, where nothing is in its way; never raises.
 
@@ -450,8 +455,7 @@ class ModelScheduler(HasInFlight):
 
     def _count(self, execution: Execution, end_ns: int) -> None:
         """Count a batch that is over; the caller holds the lock."""
-        answers = zip(execution.requests, execution.responses, strict=True)
-        self._figures.count_batch(execution, answers, end_ns)
+        self._figures.count_batch(execution, execution.requests, end_ns)
 
     def _answer_dropped(self, dropped: list[InferenceRequest]) -> None:
         for request in dropped:

@@ -7,7 +7,7 @@ one by one, by their model or without having run.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError
@@ -64,16 +64,21 @@ class RequestFigures:
     def count_batch(
         self,
         execution: Execution,
-        answers: Iterable[tuple[InferenceRequest, InferenceResponse | None]],
+        requests: Sequence[InferenceRequest | None],
         end_ns: int,
     ) -> None:
-        """Count a batch, and its requests that are answered with it; the caller holds the lock."""
+        """Count a batch, and its requests that are answered with it; the caller holds the lock.
+
+        `requests` are the batch's, with None for rows that are nobody's.
+        """
         times = execution.times(end_ns)
         statistics = self._statistics
         start_ns = execution.start_ns
+        responses = execution.responses
         answered = failed = whole_ns = queue_ns = 0
-        for request, response in answers:
-            if response is None:
+        for index, request in enumerate(requests):
+            response = responses[index]
+            if response is None or request is None:
                 continue
             # Accounted for here, with its batch, and not again when the response is sent.
             request.owner = None

@@ -485,9 +485,8 @@ class SequenceScheduler(HasInFlight):
 
     def _count(self, turns: Turns, execution: Execution, end_ns: int) -> None:
         """Count a batch that is over, but for its rows of nobody; the caller holds the lock."""
-        answers = zip(turns, execution.responses, strict=True)
-        own = ((turn.request, response) for turn, response in answers if turn is not None)
-        self._figures.count_batch(execution, own, end_ns)
+        requests = [None if turn is None else turn.request for turn in turns]
+        self._figures.count_batch(execution, requests, end_ns)
         self._statistics.count_padding(turns.count(None))
 
     def _answer(self, dropped: Collection[Dropped]) -> None:

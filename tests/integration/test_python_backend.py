@@ -286,3 +286,42 @@ def test_an_awaited_model_that_answers_later_holds_up_no_loop(
         asked = client.submit(server.infer, "awaits", {"INPUT": [3]})
         assert asked.result(20)["OUTPUT"][0] == 6
         assert server.infer("awaits", {"INPUT": [0]})["OUTPUT"][0] == 0
+
+
+MEETS = """
+arrived = []
+
+async def execute(self, requests):
+    import asyncio
+    # Nobody goes on before four are here.
+    turn = asyncio.Event()
+    self.arrived.append(turn)
+    if len(self.arrived) == 4:
+        for each in self.arrived:
+            each.set()
+    await turn.wait()
+    value = requests[0].inputs()[0].as_numpy()
+    for _ in range(2):
+        call = pb_utils.InferenceRequest(
+            model_name="batches", inputs=[pb_utils.Tensor("INPUT", value.reshape(1, 1))]
+        )
+        value = (await call.async_exec()).output_tensors()[0].as_numpy()
+    return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", value.reshape(1))])]
+"""
+
+
+def test_what_several_requests_ask_of_a_quick_model_at_once_it_takes_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduled_instance, "_QUICK_NS", 10**12)
+    write_identity(tmp_path, "batches", max_batch_size=8, extra="dynamic_batching { }")
+    write_model(tmp_path, "meets", python_config([IN], [OUT]), MEETS)
+    with Server(tmp_path) as server, ThreadPoolExecutor(4) as clients:
+        for _ in range(20):
+            server.infer("batches", {"INPUT": [[0]]})
+        [before] = server.core.statistics("batches")
+        answers = clients.map(lambda value: server.infer("meets", {"INPUT": [value]}), range(4))
+        assert [answer["OUTPUT"].tolist() for answer in answers] == [[0.0], [1.0], [2.0], [3.0]]
+        [after] = server.core.statistics("batches")
+        assert after.execution_count - before.execution_count == 2
+        assert after.inference_count - before.inference_count == 8

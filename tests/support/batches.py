@@ -77,6 +77,9 @@ class NoServices:
     def is_decoupled(self, model_name: str, model_version: int) -> bool:
         raise AssertionError(f"unexpected question about {model_name} {model_version}")
 
+    def batches_here(self, model_name: str, model_version: int) -> bool:
+        raise AssertionError(f"unexpected question about {model_name} {model_version}")
+
     def is_model_ready(self, model_name: str, model_version: int) -> bool:
         raise AssertionError(f"unexpected question about {model_name} {model_version}")
 

@@ -45,6 +45,9 @@ class FakeServices:
             raise InferenceError(StatusCode.NOT_FOUND, f"unknown model '{model_name}' {model_version}")
         return model_name in self.decoupled
 
+    def batches_here(self, model_name: str, model_version: int) -> bool:
+        return False
+
     def is_model_ready(self, model_name: str, model_version: int) -> bool:
         return model_name in self.models
 

@@ -96,17 +96,13 @@ def build_request(
 
     Either way the caller releases `message.regions` where there are any.
     """
-    request = InferenceRequest(
-        message.model_name,
-        _decode_inputs(message, memory),
-        sender,
-        received_ns,
-        model_version=model_version,
-        id=message.id,
-        requested_outputs=_decode_outputs(message, memory) if message.outputs else (),
-        deadline_ns=deadline_ns,
-        cancellation=cancellation,
-    )
+    inputs = _decode_inputs(message, memory)
+    request = InferenceRequest(message.model_name, inputs, sender, received_ns, cancellation)
+    request.model_version = model_version
+    request.id = message.id
+    if message.outputs:
+        request.requested_outputs = _decode_outputs(message, memory)
+    request.deadline_ns = deadline_ns
     if message.parameters is not None:
         _apply_parameters(message.parameters, request)
     return request

@@ -154,20 +154,15 @@ class InferRoute:
             if self._forwarding is not None:
                 self._forward_headers(exchange, body, self._forwarding)
             sender = _InferAnswer(self, exchange, model, body)
-            request = InferenceRequest(
-                model_name,
-                body.inputs,
-                sender,
-                received_ns,
-                model_version=model_version,
-                id=body.id,
-                requested_outputs=tuple(body.output_forms),
-                correlation_id=body.correlation_id,
-                flags=body.flags,
-                priority=body.priority,
-                timeout_us=body.timeout_us,
-                parameters=body.parameters,
-            )
+            request = InferenceRequest(model_name, body.inputs, sender, received_ns)
+            request.model_version = model_version
+            request.id = body.id
+            request.requested_outputs = tuple(body.output_forms)
+            request.correlation_id = body.correlation_id
+            request.flags = body.flags
+            request.priority = body.priority
+            request.timeout_us = body.timeout_us
+            request.parameters = body.parameters
             exchange.on_disconnect = request.cancellation.cancel
             request.lease = exchange.lease
             tracer = self._server.tracer
