@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cantata.bls import dlpack
 from cantata.bls.errors import TritonModelException
-from cantata.runtime.datatypes import BY_NUMPY_DTYPE, NUMPY_DTYPES, DataType, datatype_of_numpy
+from cantata.runtime.datatypes import BF16, BY_NUMPY_DTYPE, BYTES, NUMPY_DTYPES, DataType, datatype_of_numpy
 from cantata.runtime.tensor import Tensor as TensorValue
 from cantata.runtime.tensor import WritableTensor, bytes_array
 
@@ -47,7 +47,7 @@ class Tensor:
     def as_numpy(self) -> npt.NDArray[Any]:
         """The elements, which may be changed in place. BYTES come as an object array of bytes."""
         value = self._value
-        if value.datatype is DataType.BF16:
+        if value.datatype is BF16:
             raise TritonModelException(
                 "Tensor dtype is BF16 and cannot be converted to NumPy. Use to_dlpack() and from_dlpack() instead."
             )
@@ -59,7 +59,7 @@ class Tensor:
     def to_dlpack(self) -> Any:
         """A DLPack capsule over the memory of `as_numpy`."""
         value = self._own_value()
-        if value.datatype is DataType.BYTES:
+        if value.datatype is BYTES:
             raise TritonModelException("DLPack does not have support for string tensors.")
         return dlpack.export_array(np.require(value.array, requirements="C"), value.datatype)
 
@@ -128,7 +128,7 @@ def tensor_value(tensor: Tensor) -> TensorValue:
 def _value_of(name: str, array: npt.NDArray[Any]) -> TensorValue:
     dtype = array.dtype
     datatype = BY_NUMPY_DTYPE.get(dtype)
-    if datatype is not None and datatype is not DataType.BYTES:
+    if datatype is not None and datatype is not BYTES:
         # As numpy has them: most are, and each model makes some for each request.
         return TensorValue(datatype, array if array.flags.c_contiguous else array.copy(order="C"))
     datatype = datatype_of_numpy(dtype)
@@ -136,6 +136,6 @@ def _value_of(name: str, array: npt.NDArray[Any]) -> TensorValue:
         if dtype.name == "bfloat16":
             return TensorValue(DataType.BF16, np.require(array, requirements="C").view(np.uint16))
         raise TritonModelException(f"tensor '{name}': numpy's {dtype} is not a tensor datatype")
-    if datatype is DataType.BYTES:
+    if datatype is BYTES:
         return TensorValue(datatype, bytes_array(array))
     return TensorValue(datatype, array.astype(NUMPY_DTYPES[datatype], order="C"))

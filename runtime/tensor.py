@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from cantata.runtime.datatypes import ELEMENT_SIZES, NUMPY_DTYPES, DataType, datatype_of_numpy
+from cantata.runtime.datatypes import BF16, BYTES, ELEMENT_SIZES, NUMPY_DTYPES, DataType, datatype_of_numpy
 
 if sys.byteorder != "little":
     raise ImportError("cantata needs a little-endian machine: tensors are passed as they lie in memory")
@@ -48,13 +48,13 @@ class Tensor:
 
     def byte_size(self) -> int:
         """The size of `raw_bytes`, in bytes."""
-        if self.datatype is DataType.BYTES:
+        if self.datatype is BYTES:
             return sum(len(element) for element in self._elements()) + 4 * self.array.size
         return self.array.nbytes
 
     def raw_bytes(self) -> bytes | memoryview:
         """The elements in row-major order as the wire has them; of a large array in order, a view."""
-        if self.datatype is DataType.BYTES:
+        if self.datatype is BYTES:
             return encode_bytes_elements(self._elements())
         array = self.array
         if array.nbytes <= _SMALL or not array.flags.c_contiguous:
@@ -83,11 +83,11 @@ def tensor_of_array(array: npt.ArrayLike, datatype: DataType | None = None) -> T
     found = datatype_of_numpy(value.dtype)
     if found is None:
         raise TypeError(f"no datatype holds numpy's {value.dtype}")
-    if datatype is DataType.BF16 and found is DataType.UINT16:
+    if datatype is BF16 and found is DataType.UINT16:
         found = DataType.BF16
     if datatype is not None and datatype is not found:
         raise TypeError(f"expected {datatype.name}, got {found.name} (numpy's {value.dtype})")
-    if found is DataType.BYTES:
+    if found is BYTES:
         return Tensor(found, bytes_array(value))
     return Tensor(found, np.asarray(value, dtype=NUMPY_DTYPES[found]))
 
@@ -107,7 +107,7 @@ def bytes_array(values: npt.NDArray[np.generic]) -> npt.NDArray[np.object_]:
 
 def zeros(datatype: DataType, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """An array of nothing: zeros, or empty texts."""
-    if datatype is DataType.BYTES:
+    if datatype is BYTES:
         return np.full(shape, b"", dtype=object)
     return np.zeros(shape, NUMPY_DTYPES[datatype])
 
@@ -129,7 +129,7 @@ def tensor_of_raw(datatype: DataType, shape: tuple[int, ...], raw: bytes | memor
 
     Raises RawTensorError when `raw` is not a tensor of that datatype and shape.
     """
-    if datatype is DataType.BYTES:
+    if datatype is BYTES:
         return Tensor(datatype, _decode_bytes_elements(raw, shape))
     expected = prod(shape) * ELEMENT_SIZES[datatype]
     if len(raw) != expected:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from cantata.runtime.datatypes import NUMPY_DTYPES, DataType
+from cantata.runtime.datatypes import BYTES, NUMPY_DTYPES, DataType
 from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
 from cantata.runtime.frontends.grpc.infer_message import InferMessage, InputHeader
 from cantata.runtime.frontends.grpc.regions import region_part, regions_of
@@ -227,7 +227,7 @@ def _typed_contents(message: InferMessage, header: InputHeader) -> bytes:
 
 
 def _raw_elements(datatype: DataType, called: DataType, elements: Any) -> bytes:
-    if datatype is DataType.BYTES:
+    if datatype is BYTES:
         return encode_bytes_elements(elements)
     # As wide as the field carries them, then truncated: the low bytes are what counts (reference, section 4).
     return np.array(elements, dtype=NUMPY_DTYPES[called]).astype(NUMPY_DTYPES[datatype]).tobytes()

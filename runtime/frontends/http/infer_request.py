@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any, Final
 
-from cantata.runtime.datatypes import BY_WIRE_NAME, ELEMENT_SIZES, DataType
+from cantata.runtime.datatypes import BY_WIRE_NAME, BYTES, ELEMENT_SIZES, DataType
 from cantata.runtime.errors import InferenceError, invalid_argument
 from cantata.runtime.frontends.http.errors import json_size_error
 from cantata.runtime.frontends.http.json_members import (
@@ -289,7 +289,7 @@ def _decode_raw(body: bytes | memoryview, spec: ModelSpec, max_size: int) -> Inf
             "variable-sized dimension"
         )
     raw = memoryview(body).toreadonly()
-    if datatype is DataType.BYTES:
+    if datatype is BYTES:
         if prod(abs(size) for size in shape) != 1:
             raise _refused(
                 f"For BYTE datatype raw input '{tensor_spec.name}', the model must have input shape [1]"

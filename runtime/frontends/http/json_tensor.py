@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from cantata.runtime.datatypes import ELEMENT_SIZES, NUMPY_DTYPES, DataType
+from cantata.runtime.datatypes import BYTES, ELEMENT_SIZES, NUMPY_DTYPES, DataType
 from cantata.runtime.errors import InferenceError, internal_error, invalid_argument
 from cantata.runtime.tensor import RawTensorError, Tensor
 
@@ -66,7 +66,7 @@ def tensor_of_json(
     count = prod(shape)
     _check_size(name, count * ELEMENT_SIZES[datatype], max_size)
     elements, kinds = _flattened(data)
-    if datatype is DataType.BYTES:
+    if datatype is BYTES:
         return _bytes_tensor(name, shape, elements, kinds, max_size)
     if len(elements) > count:
         raise internal_error("Unable to parse 'data': Shape does not match true shape of 'data' field")
@@ -162,7 +162,7 @@ def json_elements(tensor: Tensor) -> list[str] | npt.NDArray[np.generic]:
     Raises InferenceError for a datatype without JSON form, or BYTES that are not UTF-8.
     """
     array, datatype = tensor.array, tensor.datatype
-    if datatype is DataType.BYTES:
+    if datatype is BYTES:
         try:
             return [element.decode() for element in array.ravel().tolist()]
         except UnicodeDecodeError:
