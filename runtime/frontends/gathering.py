@@ -11,7 +11,7 @@ from typing import Final
 from cantata.runtime.clock import monotonic_ns
 
 # Answers gather for so long; the last of them then waits for the model that runs, too, which is a quick one.
-_GATHERED_NS: Final = 500_000
+_GATHERED_NS: Final = 1_500_000
 
 
 class Gathering:
