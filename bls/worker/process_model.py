@@ -20,6 +20,7 @@ import cantata.bls
 import cantata.dag
 import cantata.grammars
 import cantata.runtime
+from cantata.bls.worker.direct_batches import DirectBatches
 from cantata.bls.worker.environment import environment_variables, interpreter_of
 from cantata.bls.worker.inherited import Command, SharedFiles
 from cantata.bls.worker.launch import Launch
@@ -51,7 +52,7 @@ class ProcessStarter:
         self._services = services
         self._watch = ProcessWatch()
         # Those whose main thread executes something.
-        self._busy: set[WorkerProcess] = set()
+        self._busy: set[DirectBatches] = set()
 
     def start(
         self,
@@ -188,7 +189,7 @@ def complete_in_process(
     """
     placement = InstancePlacement(f"{files.name} (auto_complete_config)", "CPU", 0)
     process = starter.start(files, config, isolation, placement, None, _nobody_asks, _nobody_asks)
-    process.wait_until_ended()
+    process.wait_until_gone()
     return process.completed
 
 

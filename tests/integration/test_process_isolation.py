@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from cantata import InferenceError, Server
-from cantata.bls.worker import worker_process
+from cantata.bls.worker import direct_batches
 from cantata.bls.worker.channel import Channel
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import StatusCode
@@ -656,8 +656,8 @@ def become_quick(server: Server, model: str = "obedient") -> None:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """An instant is long, however busy the machine is."""
-    monkeypatch.setattr(worker_process, "_PATIENCE_MS", 20_000)
-    monkeypatch.setattr(worker_process, "_INSTANT_NS", 10**12)
+    monkeypatch.setattr(direct_batches, "_PATIENCE_MS", 20_000)
+    monkeypatch.setattr(direct_batches, "_INSTANT_NS", 10**12)
 
 
 def is_begun_by_front_ends(server: Server, model: str = "obedient") -> bool:
@@ -975,7 +975,7 @@ def test_a_loop_learns_what_the_ends_of_batches_cost_it(
 def test_waiting_for_a_process_costs_no_trust(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A front-end does not wait: it may begin the batches of a model that takes long."""
     times = itertools.count(0, 10**18)
-    monkeypatch.setattr(worker_process, "monotonic_ns", lambda: next(times))
+    monkeypatch.setattr(direct_batches, "monotonic_ns", lambda: next(times))
     monkeypatch.setattr(scheduled_instance, "monotonic_ns", lambda: monotonic_ns() + 10**18)
     monkeypatch.setattr(scheduled_instance, "_QUICK_NS", 10**12)
     for _ in range(20):
