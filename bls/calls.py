@@ -16,7 +16,7 @@ from cantata.bls.current_model import Activity
 from cantata.bls.errors import TritonError, triton_error
 from cantata.bls.response_iterator import ResponseFeed, ResponseIterator
 from cantata.bls.responses import InferenceResponse, received_response
-from cantata.bls.submission import submit_now, submit_with_others, while_running
+from cantata.bls.submission import submit_now, submit_waiting, submit_with_others, while_running
 from cantata.runtime.backends.backend import ServerServices
 from cantata.runtime.clock import monotonic_ns
 from cantata.runtime.errors import InferenceError, StatusCode, invalid_argument
@@ -34,8 +34,11 @@ def call(
     request: InferenceRequest, activity: Activity, decoupled: bool
 ) -> InferenceResponse | ResponseIterator:
     """Call the model and wait for its response, or have an iterator over its responses."""
-    if activity.notes is not None:
-        activity.notes.makes_blocking_calls = True
+    notes = activity.notes
+    if notes is not None:
+        notes.makes_blocking_calls = True
+        if notes.requests_in_hand > 1:
+            submit_waiting()
     else:
         activity.model.calls_from_threads = True
     if decoupled:
@@ -71,9 +74,9 @@ def call_async(
     loop: asyncio.AbstractEventLoop,
     submit: Callable[[ServerServices, RuntimeRequest], None] = submit_now,
 ) -> asyncio.Future[InferenceResponse | ResponseIterator]:
-    """Call the model now; the future of its response, or of an iterator over its responses, on `loop`.
+    """Call the model; the future of its response, or of an iterator over its responses, on `loop`.
 
-    Cancelling the future cancels the call.
+    The call is on its way when the loop's turn ends, if not before. Cancelling the future cancels it.
     """
     notes = activity.notes
     if notes is None:
@@ -91,9 +94,7 @@ def call_async(
     sender = _FutureSender(loop, future, cancellation)
     try:
         runtime_request = _runtime_request(request, activity, caller, sender, cancellation)
-        has_company = submit is submit_now and notes is not None and notes.requests_in_hand > 1
-        if has_company and services.batches_here(request._model_name, request._model_version):
-            # What several requests ask of a quick model, each in its turn, it takes together.
+        if submit is submit_now and _goes_with_others(request, activity):
             submit = submit_with_others
         # What a quick model answers here and now needs no queue.
         if submit is not submit_now or not services.run_now(runtime_request, only_if_quick=True):
@@ -111,6 +112,16 @@ def call_async(
         # The loop may be one that a plain `execute` runs and waits for.
         about_to_wait()
     return future
+
+
+def _goes_with_others(request: InferenceRequest, activity: Activity) -> bool:
+    """Whether it is one of the calls that several requests make of a quick model, which takes them together."""
+    notes = activity.notes
+    return (
+        notes is not None
+        and notes.requests_in_hand > 1
+        and activity.model.services.batches_here(request._model_name, request._model_version)
+    )
 
 
 class _FutureSender:

@@ -69,7 +69,8 @@ class HostedModel:
 class CallerNotes:
     """What an instance has shown of itself: whether its `execute` waits, for other models or slow readers.
 
-    `requests_in_hand` are those that a coroutine is answering; its loop's thread alone counts them.
+    `requests_in_hand` are those of batches whose `execute` is a coroutine that has not returned; the thread of its loop
+    alone counts them.
     """
 
     __slots__ = ("is_async", "makes_blocking_calls", "requests_in_hand")

@@ -161,7 +161,8 @@ class PythonInstance:
 
     async def _run_async(self, execution: Execution) -> None:
         current_activity.set(self._activity(execution))
-        self._notes.requests_in_hand += len(execution.requests)
+        notes, count = self._notes, len(execution.requests)
+        notes.requests_in_hand += count
         try:
             requests = self._receive(execution)
             try:
@@ -175,7 +176,8 @@ class PythonInstance:
             # As the scheduler does for an `execute` that is no coroutine.
             model_log(self._model.name).exception("a batch of instance '%s' failed", self._name)
             execution.fail_unanswered(internal_error(f"{type(error).__name__}: {error}"))
-        self._notes.requests_in_hand -= len(execution.requests)
+        finally:
+            notes.requests_in_hand -= count
         execution.finish()
 
     def _receive(self, execution: Execution) -> list[InferenceRequest]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from operator import index
 from typing import Final
 
 from cantata.bls import calls
@@ -99,6 +100,10 @@ class InferenceRequest:
         for name in requested_output_names:
             if not name:
                 raise TritonModelException(f"Requested output name {_empty_in(request_id, model_name)}")
+        if timeout or priority or flags or model_version != -1:
+            # What is no integer would fail in the called model's scheduler, and hurt others than the caller.
+            timeout, priority, flags = index(timeout), index(priority), index(flags)
+            model_version = index(model_version)
         self._id = request_id
         self._correlation_id = correlation_id
         self._inputs: list[Tensor] | None = list(inputs)
@@ -201,7 +206,7 @@ class InferenceRequest:
         return calls.call(self, self._calling_activity(), decoupled)
 
     def async_exec(self, decoupled: bool = False) -> asyncio.Future[InferenceResponse | ResponseIterator]:
-        """Call the model now, without waiting: the future of its response, on the running event loop."""
+        """Call the model without waiting: the future of its response, on the running event loop."""
         loop = asyncio.get_running_loop()
         return calls.call_async(self, self._calling_activity(), decoupled, loop)
 

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Final
 
 from cantata.runtime.backends.backend import ServerServices
-from cantata.runtime.errors import InferenceError
+from cantata.runtime.errors import InferenceError, internal_error
 from cantata.runtime.request import InferenceRequest
 
 # Whether the running code is part of a fan-out. Tasks inherit it.
@@ -37,6 +37,13 @@ def submit_with_others(services: ServerServices, request: InferenceRequest) -> N
     turn.add(services, request)
 
 
+def submit_waiting() -> None:
+    """Send what waits for the end of this thread's turn: the thread is about to wait for a call that came later."""
+    turn = _thread.turn
+    if turn is not None:
+        turn.submit()
+
+
 def while_running(model_name: str, error: InferenceError) -> InferenceError:
     """A refusal as the model that called is told of it (reference, section 7.3)."""
     return error.within(f"Model {model_name} - Error when running inference: ")
@@ -55,20 +62,21 @@ class _Turn:
     def add(self, services: ServerServices, request: InferenceRequest) -> None:
         if not self._requests:
             self._services = services
-            self.loop.call_soon(self._submit)
+            self.loop.call_soon(self.submit)
         self._requests.append(request)
 
-    def _submit(self) -> None:
+    def submit(self) -> None:
+        """Submit what there is."""
         requests, self._requests = self._requests, []
         services = self._services
-        if len(requests) == 1 and _has_run(services, requests[0]):
+        if not requests or (len(requests) == 1 and _has_run(services, requests[0])):
             return
         with services.workers.collecting() as work:
             for request in requests:
                 try:
                     services.submit(request)
-                except InferenceError as error:
-                    request.fail(while_running(request.model_name, error))
+                except Exception as error:
+                    _refuse(request, error)
             work.run()
 
 
@@ -76,9 +84,16 @@ def _has_run(services: ServerServices, request: InferenceRequest) -> bool:
     """Whether a request that came alone needs to be submitted no more: it was run here, or refused."""
     try:
         return services.run_now(request, only_if_quick=True)
-    except InferenceError as error:
-        request.fail(while_running(request.model_name, error))
+    except Exception as error:
+        _refuse(request, error)
         return True
+
+
+def _refuse(request: InferenceRequest, error: Exception) -> None:
+    """Answer a request that could not be submitted; one whose fields make no sense must not hold up the others."""
+    if not isinstance(error, InferenceError):
+        error = internal_error(f"{type(error).__name__}: {error}")
+    request.fail(while_running(request.model_name, error))
 
 
 class _ThreadState(threading.local):

@@ -184,8 +184,7 @@ class InferenceRequest:
     is set when the request is validated. The `*_ns` times are monotonic; `times` is how long the model took, set
     when its batch is over.
 
-    Arguments given by keyword cost as much as all else about making one: who makes one for each request sets the
-    attributes instead.
+    Arguments given by keyword cost as much as all else about making one: the request path sets the attributes instead.
     """
 
     __slots__ = (

@@ -131,7 +131,7 @@ class Collector:
     def __init__(self, pool: WorkerPool, watch: FileWatch | None) -> None:
         self._pool = pool
         self.watch = watch
-        # Whether its thread runs the work between what it does for others; set while it does.
+        # Whether its thread, the last time that it ran the work, did so between what it does for others.
         self.serves_others = False
         self._collected: deque[Work] = deque()
         # What is to run when nothing else is held back, and what is to be done before the thread waits.

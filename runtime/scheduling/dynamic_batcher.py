@@ -30,8 +30,6 @@ class DynamicBatcher:
     - with `_is_stale` the order has changed, and none of this holds until the batch is formed anew.
     """
 
-    forms_batches = True
-
     def __init__(
         self,
         spec: ModelSpec,
@@ -47,6 +45,7 @@ class DynamicBatcher:
         """
         self._spec = spec
         self._max_batch_size = max(spec.max_batch_size, 1)
+        self.forms_batches = self._max_batch_size > 1
         self._preferred = frozenset(preferred_batch_sizes) or frozenset({self._max_batch_size})
         self._max_preferred = max(self._preferred)
         self._delay_ns = max_queue_delay_us * 1000

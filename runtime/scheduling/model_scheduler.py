@@ -168,7 +168,8 @@ class ModelScheduler(HasInFlight):
 
     @property
     def batches_here(self) -> bool:
-        """Whether `run_now`, with `only_if_quick`, would run alone what could be batched with others; as `is_idle`."""
+        """Whether an idle instance is quick, and would take several requests as one batch; asked as `is_idle` is."""
+        # A slice: the instance may be taken meanwhile.
         return self._batcher.forms_batches and any(instance.is_quick for instance in self._idle[-1:])
 
     def run_now(self, request: InferenceRequest, *, only_if_quick: bool = False) -> bool:

@@ -70,6 +70,13 @@ def test_what_is_no_request_is_refused(fields: dict[str, Any], message: str) -> 
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize("field", ["timeout", "priority", "flags", "model_version"])
+def test_a_number_is_an_integer(field: str) -> None:
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        pb_utils.InferenceRequest(**{field: "100"})
+    assert getattr(pb_utils.InferenceRequest(**{field: np.int64(1)}), field)() == 1
+
+
 def test_a_received_request_shows_what_the_client_sent() -> None:
     runtime_request, _ = request_with(
         id="9",
