@@ -70,14 +70,14 @@ class Batches:
         """Whether the model executes something."""
         return bool(self._in_background or self._running)
 
-    def message(self, keys: list[int], execution: Execution) -> Message:
-        """What hands a batch to the process; raises ArenaFullError."""
+    def message(self, keys: list[int], execution: Execution, *, stays_awake: bool = False) -> Message:
+        """What hands a batch to the process; raises ArenaFullError. `stays_awake`: see messages.py."""
         writer = self._exchange.writer
         requests = [
             encode_request(key, request, writer)
             for key, request in zip(keys, execution.requests, strict=True)
         ]
-        return (messages.EXECUTE, keys[0], execution.start_ns, execution.batch_size, requests)
+        return (messages.EXECUTE, keys[0], execution.start_ns, execution.batch_size, requests, stays_awake)
 
     def settle(self, execution: Execution, keys: list[int], message: Message) -> None:
         """Take the end of a batch; raises BrokenMessageError for what is none."""

@@ -27,8 +27,12 @@ _FORMAT: Final = 2
 # Larger messages go through the arena.
 _MOST_BYTES: Final = 60_000
 _BUFFER_BYTES: Final = 1 << 16
-# Two processes that wake each other for each message spend most of a quick batch on that.
+# Two processes that wake each other for each message spend most of a quick batch on that. So long does the one that
+# waits for the end of a batch look for it.
 _AWAKE_NS: Final = 100_000
+# And so long the other one for the next batch, where this one came as soon after the last: a client that sends its next
+# request when the last is answered will do so again.
+SOON_NS: Final = 300_000
 # The kind of a message whose text is in the arena.
 _IN_ARENA: Final = 0
 
@@ -80,15 +84,18 @@ class Channel:
 
         `stays_awake` looks again and again at first, for about as long as it takes to wake a sleeping thread.
         """
+        return (stays_awake and self.looks_for_message(_AWAKE_NS)) or bool(self._poll.poll(milliseconds))
+
+    def looks_for_message(self, nanoseconds: int) -> bool:
+        """Look again and again, for so long, for a message or for the end of the channel; whether there is one."""
         look = self._poll.poll
-        if stays_awake:
-            end_ns = monotonic_ns() + _AWAKE_NS
-            while monotonic_ns() < end_ns:
-                if look(0):
-                    return True
-                # The other process may need this very processor.
-                os.sched_yield()
-        return bool(look(milliseconds))
+        end_ns = monotonic_ns() + nanoseconds
+        while monotonic_ns() < end_ns:
+            if look(0):
+                return True
+            # The other process may need this very processor.
+            os.sched_yield()
+        return False
 
     def tell(self, watch: FileWatch | None) -> None:
         """Have `watch` hear of messages from now on; None before somebody waits for them by himself."""

@@ -22,7 +22,7 @@ from cantata.bls.hosting import HostedCode, import_code
 from cantata.bls.instance import PythonInstance
 from cantata.bls.worker import messages
 from cantata.bls.worker.arena import ArenaFullError, ArenaReader, ArenaWriter
-from cantata.bls.worker.channel import Channel, ChannelClosedError, Message
+from cantata.bls.worker.channel import SOON_NS, Channel, ChannelClosedError, Message
 from cantata.bls.worker.child_services import ChildServices, DirectLine, OuterWait, RemoteCancellation
 from cantata.bls.worker.exchange import Exchange, RemoteSender
 from cantata.bls.worker.launch import Launch
@@ -113,6 +113,8 @@ class _Host:
         self._instance.execute(execution)
         self._line.close()
         self._direct.send(self._done(message[1], execution))
+        if message[-1]:
+            self._direct.looks_for_message(SOON_NS)
         return True
 
     def read_events(self) -> None:
@@ -168,7 +170,7 @@ class _Host:
             execution.finish()
 
     def _execution(self, message: Message, on_finish: Callable[[Execution], None] = _never) -> Execution:
-        _, batch, start_ns, batch_size, encoded = message
+        _, batch, start_ns, batch_size, encoded, _ = message
         assert self._spec is not None
         requests = []
         for wire_request in encoded:

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from cantata.bls.worker import messages
 from cantata.bls.worker.batches import Batches, BrokenMessageError
-from cantata.bls.worker.channel import Channel, ChannelClosedError, Message
+from cantata.bls.worker.channel import SOON_NS, Channel, ChannelClosedError, Message
 from cantata.bls.worker.exchange import Exchange
 from cantata.bls.worker.process_requests import ProcessRequests
 from cantata.bls.worker.time_limit import TimeLimit
@@ -73,9 +73,10 @@ class DirectBatches:
         self._limit = limit
         self._busy = busy
         self._lock = threading.Lock()
-        # Whether the process has come to the end of a batch, and whether the last one was over in an instant.
+        # Whether the process has come to the end of a batch; whether the last one was over in an instant, and when.
         self.has_run = False
         self._is_quick = False
+        self._ended_ns = 0
 
     def execute(self, execution: Execution) -> bool:
         """See BackendInstance. On a thread that serves others, only a batch that ends in an instant is waited for."""
@@ -83,11 +84,15 @@ class DirectBatches:
         keys: list[int] = []
         try:
             keys = self._begin(execution)
+            # Where other processes have batches, or other requests wait, the processors have better things to do than
+            # to stay awake for this one.
+            is_alone = self._is_quick and len(self._busy) == 1 and len(execution.requests) == 1
+            is_soon = execution.start_ns - self._ended_ns < SOON_NS
             self._channel.tell(execution.watch)
-            message = self._sent(self._batches.message(keys, execution))
+            message = self._sent(self._batches.message(keys, execution, stays_awake=is_alone and is_soon))
             sent_ns = monotonic_ns()
             if execution.may_be_left:
-                message = message or self._said_at_once(execution)
+                message = message or self._said_at_once(execution, stays_awake=is_alone)
                 if not _is_end(message) and self._is_left(execution, keys, message):
                     return False
         except BaseException:
@@ -117,7 +122,7 @@ class DirectBatches:
                     if message is not None:
                         self._answer(message)
                     message = self._channel.receive()
-                execution.resumed_ns = now_ns = monotonic_ns()
+                execution.resumed_ns = self._ended_ns = now_ns = monotonic_ns()
                 self._is_quick = now_ns - execution.start_ns < _INSTANT_NS
                 self._settle(execution, keys, message)
                 self.has_run = True
@@ -199,12 +204,10 @@ class DirectBatches:
             return _NO_MESSAGE
         return None
 
-    def _said_at_once(self, execution: Execution) -> Message | None:
+    def _said_at_once(self, execution: Execution, *, stays_awake: bool) -> Message | None:
         """What the process says in an instant; None where it says nothing yet."""
         if not self._is_quick:
             return None
-        # Where other processes have batches, or other requests wait, the processors have better things to do.
-        stays_awake = len(self._busy) == 1 and len(execution.requests) == 1
         milliseconds = _PATIENCE_MS if stays_awake or execution.watch is None else 0
         if self._channel.has_message_within(milliseconds, stays_awake=stays_awake):
             return self.next_message()

@@ -5,7 +5,7 @@ plain request costs one message there and one back, read by the very thread that
 *events* channel, which a thread on either side reads.
 
 Direct, from the server:
-    EXECUTE, batch, start_ns, batch_size, requests
+    EXECUTE, batch, start_ns, batch_size, requests, stays_awake (whether the next batch is likely to come at once)
     ANSWER, value, error
     STOP                finalize and end
 Direct, from the process:

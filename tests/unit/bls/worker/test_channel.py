@@ -83,3 +83,19 @@ def test_what_is_no_message_ends_the_channel(ends: Ends, data: bytes) -> None:
     far.send(data)
     with pytest.raises(ChannelClosedError):
         ends.near.receive()
+
+
+def test_a_message_is_looked_for_until_it_is_there(ends: Ends) -> None:
+    assert not ends.far.looks_for_message(1_000)
+    sender = threading.Timer(0.01, ends.near.send, [(3, "text")])
+    sender.start()
+    assert ends.far.looks_for_message(20 * 10**9)
+    sender.join()
+    assert ends.far.receive() == (3, "text")
+
+
+def test_the_end_of_the_channel_is_found_as_a_message_is(ends: Ends) -> None:
+    ends.near.shut_down()
+    assert ends.far.looks_for_message(20 * 10**9)
+    with pytest.raises(ChannelClosedError):
+        ends.far.receive()
