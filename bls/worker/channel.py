@@ -30,9 +30,6 @@ _BUFFER_BYTES: Final = 1 << 16
 # Two processes that wake each other for each message spend most of a quick batch on that. So long does the one that
 # waits for the end of a batch look for it.
 _AWAKE_NS: Final = 100_000
-# And so long the other one for the next batch, where this one came as soon after the last: a client that sends its next
-# request when the last is answered will do so again.
-SOON_NS: Final = 300_000
 # The kind of a message whose text is in the arena.
 _IN_ARENA: Final = 0
 

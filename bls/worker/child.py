@@ -15,14 +15,14 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cantata.bls.abandoned import Reaper
 from cantata.bls.hosting import HostedCode, import_code
 from cantata.bls.instance import PythonInstance
 from cantata.bls.worker import messages
 from cantata.bls.worker.arena import ArenaFullError, ArenaReader, ArenaWriter
-from cantata.bls.worker.channel import SOON_NS, Channel, ChannelClosedError, Message
+from cantata.bls.worker.channel import Channel, ChannelClosedError, Message
 from cantata.bls.worker.child_services import ChildServices, DirectLine, OuterWait, RemoteCancellation
 from cantata.bls.worker.exchange import Exchange, RemoteSender
 from cantata.bls.worker.launch import Launch
@@ -40,6 +40,9 @@ from cantata.runtime.execution.execution import Execution
 from cantata.runtime.execution.worker_pool import WorkerPool
 from cantata.runtime.model_spec import ModelSpec
 from cantata.runtime.request import InferenceRequest
+
+# How long it looks for a batch that is likely to come at once. That keeps a processor awake, too.
+_AWAKE_NS: Final = 150_000
 
 
 def run(launch: Launch) -> None:
@@ -114,7 +117,7 @@ class _Host:
         self._line.close()
         self._direct.send(self._done(message[1], execution))
         if message[-1]:
-            self._direct.looks_for_message(SOON_NS)
+            self._direct.looks_for_message(_AWAKE_NS)
         return True
 
     def read_events(self) -> None:

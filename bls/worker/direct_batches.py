@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from cantata.bls.worker import messages
 from cantata.bls.worker.batches import Batches, BrokenMessageError
-from cantata.bls.worker.channel import SOON_NS, Channel, ChannelClosedError, Message
+from cantata.bls.worker.channel import Channel, ChannelClosedError, Message
 from cantata.bls.worker.exchange import Exchange
 from cantata.bls.worker.process_requests import ProcessRequests
 from cantata.bls.worker.time_limit import TimeLimit
@@ -27,6 +27,9 @@ from cantata.runtime.execution.worker_pool import WorkerPool, about_to_wait
 _PATIENCE_MS: Final = 1
 # Where the last batch took longer, it does not wait at all.
 _INSTANT_NS: Final = 1_000_000
+# A batch that comes so soon after the one before is likely to be followed as soon: by a client that sends its next
+# request when the last is answered.
+_SOON_NS: Final = 1_000_000
 # Stands for one that could not be read.
 _NO_MESSAGE: Final[Message] = (-1,)
 
@@ -87,7 +90,7 @@ class DirectBatches:
             # Where other processes have batches, or other requests wait, the processors have better things to do than
             # to stay awake for this one.
             is_alone = self._is_quick and len(self._busy) == 1 and len(execution.requests) == 1
-            is_soon = execution.start_ns - self._ended_ns < SOON_NS
+            is_soon = execution.start_ns - self._ended_ns < _SOON_NS
             self._channel.tell(execution.watch)
             message = self._sent(self._batches.message(keys, execution, stays_awake=is_alone and is_soon))
             sent_ns = monotonic_ns()

@@ -67,7 +67,7 @@ class Bench:
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """One for which every batch is quick, and comes soon."""
     monkeypatch.setattr(direct_batches, "_INSTANT_NS", 10**12)
-    monkeypatch.setattr(direct_batches, "SOON_NS", 10**12)
+    monkeypatch.setattr(direct_batches, "_SOON_NS", 10**12)
     return Bench()
 
 
@@ -78,7 +78,7 @@ def test_a_process_stays_awake_after_a_batch_that_came_soon(bench: Bench) -> Non
 
 def test_not_after_one_that_came_late(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.run()
-    monkeypatch.setattr(direct_batches, "SOON_NS", 0)
+    monkeypatch.setattr(direct_batches, "_SOON_NS", 0)
     assert not bench.run()
 
 
