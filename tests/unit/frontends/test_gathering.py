@@ -32,6 +32,6 @@ def test_those_that_follow_closely_wait_for_each_other_and_not_for_long(clock: _
     assert gathering.is_over()
     over = []
     for _ in range(12):
-        clock.now_ns += 100_000
+        clock.now_ns += 300_000
         over.append(gathering.is_over())
     assert over == [False, False, False, False, True] * 2 + [False, False]
