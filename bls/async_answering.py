@@ -102,15 +102,7 @@ def _answering(request: InferenceRequest) -> Iterator[None]:
     assert received is not None
     activity = current_activity.get()
     if activity is not None and len(activity.requests) != 1:
-        current_activity.set(
-            Activity(
-                activity.model,
-                allows_calls=True,
-                requests=(received,),
-                notes=activity.notes,
-                execution=activity.execution,
-            )
-        )
+        current_activity.set(Activity(activity.model, True, (received,), activity.notes, activity.execution))
     current_scope.set(Scope(Request(request), _CALLER))
     # Else inherited from the model that called, where that fans out.
     fans_out.set(False)

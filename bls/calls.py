@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cantata.bls.current_model import Activity
@@ -72,7 +72,8 @@ def call_async(
     activity: Activity,
     decoupled: bool,
     loop: asyncio.AbstractEventLoop,
-    submit: Callable[[ServerServices, RuntimeRequest], None] = submit_now,
+    *,
+    is_fanned_out: bool = False,
 ) -> asyncio.Future[InferenceResponse | ResponseIterator]:
     """Call the model; the future of its response, or of an iterator over its responses, on `loop`.
 
@@ -94,14 +95,14 @@ def call_async(
     sender = _FutureSender(loop, future, cancellation)
     try:
         runtime_request = _runtime_request(request, activity, caller, sender, cancellation)
-        if submit is submit_now and _goes_with_others(request, activity):
-            submit = submit_with_others
+        goes_with_others = is_fanned_out or _goes_with_others(request, activity)
         # What a quick model answers here and now needs no queue.
-        if submit is not submit_now or not services.run_now(runtime_request, only_if_quick=True):
+        if goes_with_others or not services.run_now(runtime_request, only_if_quick=True):
             if (refusal := _refusal(request, activity, decoupled)) is not None:
                 cancellation.unlink()
                 future.set_result(_failed(refusal))
                 return future
+            submit = submit_with_others if goes_with_others else submit_now
             submit(services, runtime_request)
     except InferenceError as error:
         cancellation.unlink()

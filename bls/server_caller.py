@@ -16,7 +16,7 @@ from cantata.bls.requests import InferenceRequest
 from cantata.bls.response_iterator import ResponseIterator
 from cantata.bls.responses import InferenceResponse
 from cantata.bls.scope import Call
-from cantata.bls.submission import fans_out, submit_now, submit_with_others
+from cantata.bls.submission import fans_out
 from cantata.runtime.errors import StatusCode
 
 # Why a decoupled model cannot be called.
@@ -30,8 +30,7 @@ class ServerCaller:
         request = request_of(call)
         loop = asyncio.get_running_loop()
         activity = request._calling_activity()
-        submit = submit_with_others if fans_out.get() else submit_now
-        response = await calls.call_async(request, activity, False, loop, submit)
+        response = await calls.call_async(request, activity, False, loop, is_fanned_out=fans_out.get())
         assert isinstance(response, InferenceResponse)
         try:
             return _tensors(call.model, response)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cantata.bls import dlpack
 from cantata.bls.errors import TritonModelException
-from cantata.runtime.datatypes import BF16, BY_NUMPY_DTYPE, BYTES, NUMPY_DTYPES, DataType, datatype_of_numpy
+from cantata.runtime.datatypes import BF16, BY_NUMPY_DTYPE, BYTES, NUMPY_DTYPES, datatype_of_numpy
 from cantata.runtime.tensor import Tensor as TensorValue
 from cantata.runtime.tensor import WritableTensor, bytes_array
 
@@ -134,7 +134,7 @@ def _value_of(name: str, array: npt.NDArray[Any]) -> TensorValue:
     datatype = datatype_of_numpy(dtype)
     if datatype is None:
         if dtype.name == "bfloat16":
-            return TensorValue(DataType.BF16, np.require(array, requirements="C").view(np.uint16))
+            return TensorValue(BF16, np.require(array, requirements="C").view(np.uint16))
         raise TritonModelException(f"tensor '{name}': numpy's {dtype} is not a tensor datatype")
     if datatype is BYTES:
         return TensorValue(datatype, bytes_array(array))

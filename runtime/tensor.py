@@ -84,7 +84,7 @@ def tensor_of_array(array: npt.ArrayLike, datatype: DataType | None = None) -> T
     if found is None:
         raise TypeError(f"no datatype holds numpy's {value.dtype}")
     if datatype is BF16 and found is DataType.UINT16:
-        found = DataType.BF16
+        found = BF16
     if datatype is not None and datatype is not found:
         raise TypeError(f"expected {datatype.name}, got {found.name} (numpy's {value.dtype})")
     if found is BYTES:

@@ -38,6 +38,8 @@ class Batches:
         self._running: dict[int, Execution] = {}
         # The requests that `execute` waits for.
         self.executing: Sequence[int] = ()
+        # Whether the process has come to the end of a batch.
+        self.has_settled = False
 
     def begin(self, execution: Execution) -> list[int]:
         """The keys of a batch's requests; the first is the number of the batch, which now keeps the instance busy."""
@@ -95,6 +97,7 @@ class Batches:
                 execution.requests, keys, sequels or (), strict=sequels is not None
             ):
                 self._take_sequel(execution, request, key, sequel)
+            self.has_settled = True
         except (ValueError, TypeError, KeyError) as error:
             raise BrokenMessageError from error
 

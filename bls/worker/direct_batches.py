@@ -76,8 +76,7 @@ class DirectBatches:
         self._limit = limit
         self._busy = busy
         self._lock = threading.Lock()
-        # Whether the process has come to the end of a batch; whether the last one was over in an instant, and when.
-        self.has_run = False
+        # Whether the last batch was over in an instant, and when that was.
         self._is_quick = False
         self._ended_ns = 0
 
@@ -128,7 +127,6 @@ class DirectBatches:
                 execution.resumed_ns = self._ended_ns = now_ns = monotonic_ns()
                 self._is_quick = now_ns - execution.start_ns < _INSTANT_NS
                 self._settle(execution, keys, message)
-                self.has_run = True
             except ChannelClosedError:
                 error = life.wait_until_gone()
                 self._batches.forget(keys)

@@ -81,23 +81,18 @@ class WorkerProcess:
         self._start_limit = self._time_limit(timer, start_timeout_s, "starting up", "stub-timeout-seconds")
         self._process: WatchedProcess | None = None
         self._gone = threading.Event()
-        self._end_error: InferenceError | None = None
+        # Why the process is no more; None while it lives.
+        self.end_error: InferenceError | None = None
         # What a process that completes a configuration has made of it, as JSON.
         self.completed: str | None = None
         self.is_async = False
         self.has_readiness_hook = False
         self.has_timed_out = False
-        self._has_run_in_background = False
 
     @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
-
-    @property
-    def end_error(self) -> InferenceError | None:
-        """Why the process is no more; None while it lives."""
-        return self._end_error
 
     @property
     def is_gone(self) -> bool:
@@ -107,7 +102,7 @@ class WorkerProcess:
     @property
     def has_run(self) -> bool:
         """Whether it has come to the end of a batch."""
-        return self._plain.has_run or self._has_run_in_background
+        return self._batches.has_settled
 
     @property
     def is_executing(self) -> bool:
@@ -165,8 +160,8 @@ class WorkerProcess:
     def wait_until_gone(self) -> InferenceError:
         """See ProcessLife."""
         self._gone.wait()
-        assert self._end_error is not None
-        return unavailable(self._end_error.message)
+        assert self.end_error is not None
+        return unavailable(self.end_error.message)
 
     def break_off(self) -> None:
         """See ProcessLife."""
@@ -227,10 +222,10 @@ class WorkerProcess:
             batches.take_from_background(batch)
             batches.forget(keys)
             raise
-        if self._end_error is not None and batches.take_from_background(batch) is not None:
+        if self.end_error is not None and batches.take_from_background(batch) is not None:
             # It came too late to be failed with the others.
             batches.forget(keys)
-            raise unavailable(self._end_error.message)
+            raise unavailable(self.end_error.message)
 
     def _read_events(self) -> None:
         """Take events until the process has ended, then end what was left to it."""
@@ -244,7 +239,7 @@ class WorkerProcess:
             _log.exception("a message of '%s' was not understood", self._name)
             self.break_off()
         self._process.ended.wait()
-        error = self._end_error = unavailable(self._describe_end(self._process))
+        error = self.end_error = unavailable(self._describe_end(self._process))
         # First, so that who is told of the end no longer finds the instance among those that run.
         self._on_end(error)
         self._gone.set()
@@ -276,7 +271,6 @@ class WorkerProcess:
         # Where it is no end of a batch, the batch fails with all the others that the process had.
         self._batches.settle(execution, keys, message)
         self._batches.take_from_background(batch)
-        self._has_run_in_background = True
         execution.finish()
 
     def _shut_down(self) -> None:
